@@ -1,0 +1,37 @@
+# cmake -DHEED_ROOT=<repository> -DOUTPUT=<file> -P amalgamate.cmake
+#
+# Writes what <heed/heed.hpp> includes as one header, each file once and after everything it includes.
+cmake_minimum_required(VERSION 3.25)
+
+set(include_dir "${HEED_ROOT}/include")
+set_property(GLOBAL PROPERTY seen "")
+set_property(GLOBAL PROPERTY body "")
+
+function(emit header)
+    get_property(seen GLOBAL PROPERTY seen)
+    if(header IN_LIST seen)
+        return()
+    endif()
+    set_property(GLOBAL APPEND PROPERTY seen "${header}")
+    file(READ "${include_dir}/${header}" text)
+    set(text "\n${text}")
+    string(REGEX MATCHALL "\n#include <heed/[^>\n]+>" includes "${text}")
+    foreach(line IN LISTS includes)
+        string(REGEX REPLACE ".*<([^>]+)>" "\\1" included "${line}")
+        emit("${included}")
+    endforeach()
+    string(REGEX REPLACE "\n#include <heed/[^\n]*" "" text "${text}")
+    string(REPLACE "\n#pragma once" "" text "${text}")
+    set_property(GLOBAL APPEND_STRING PROPERTY body "\n// ==== ${header}${text}")
+endfunction()
+
+emit("heed/heed.hpp")
+get_property(body GLOBAL PROPERTY body)
+file(READ "${HEED_ROOT}/LICENSE" license)
+string(STRIP "${license}" license)
+string(REGEX REPLACE "\n" "\n// " license "\n${license}")
+string(REGEX REPLACE "// \n" "//\n" license "${license}")
+string(STRIP "${license}" license)
+file(WRITE "${OUTPUT}.new" "${license}\n#pragma once\n${body}")
+file(COPY_FILE "${OUTPUT}.new" "${OUTPUT}" ONLY_IF_DIFFERENT)
+file(REMOVE "${OUTPUT}.new")

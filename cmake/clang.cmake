@@ -1,0 +1,17 @@
+# Toolchain file: the newest installed clang from version 16 on, whatever its suffix.
+function(heed_is_recent_clang result compiler)
+    execute_process(COMMAND "${compiler}" -dumpversion OUTPUT_VARIABLE version OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(version VERSION_LESS 16)
+        set(${result} FALSE PARENT_SCOPE)
+    endif()
+endfunction()
+
+set(heed_clangs "")
+foreach(version RANGE 30 16 -1)
+    list(APPEND heed_clangs clang++-${version})
+endforeach()
+find_program(HEED_CLANG NAMES ${heed_clangs} clang++ NAMES_PER_DIR VALIDATOR heed_is_recent_clang)
+if(NOT HEED_CLANG)
+    message(FATAL_ERROR "no clang 16 or later found; install one (cmake/setup.sh does so on Debian and Ubuntu) or set HEED_CLANG to its path")
+endif()
+set(CMAKE_CXX_COMPILER "${HEED_CLANG}")

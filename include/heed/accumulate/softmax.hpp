@@ -1,0 +1,186 @@
+// softmax: weight = exp(score) / sum of exp(score), and the log-sum-exp of the row (Milakov and Gimelshein 2018; Dao et al. 2022).
+//
+// sinks(logits): one logit a query head that stands in the denominator only; lse includes it. A row without a visible key gives weights
+// 0 and lse = -inf (the sink, if there is one). In lanes the reference of the exponentials is not the running maximum but any power
+// of two within 2^40 of it: it starts at 1 and moves only when a row leaves that range, so tiles are almost never rescaled.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/kernel/vexp.hpp>
+#include <heed/policy.hpp>
+#include <heed/simd.hpp>
+#include <heed/tensor/error.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <span>
+
+namespace heed::inline HEED_ISA {
+
+template <class P>
+struct softmax_lanes;
+
+struct softmax {
+    using axis = axes::accumulator;
+    std::span<const float> sinks = {};  // one a query head, natural units; read, not copied
+
+    // Units of a score in lanes: lanes hold score * unit.
+    static constexpr double unit = std::numbers::log2e;
+    template <class P>
+    using lanes = softmax_lanes<P>;
+
+    // The definition, for one row of scores in natural units, -inf where masked.
+    double weigh(index, index head, std::span<double> row) const {
+        constexpr double none = -std::numeric_limits<double>::infinity();
+        const double sink = sinks.empty() ? none : sinks[static_cast<std::size_t>(head)];
+        double top = sink;
+        for (const double s : row) top = s > top || std::isnan(s) ? s : top;
+        if (top == none) {
+            std::fill(row.begin(), row.end(), 0.0);
+            return none;
+        }
+        double total = sink == none ? 0 : std::exp(sink - top);
+        for (double& s : row) total += s = s == none ? 0 : std::exp(s - top);
+        for (double& s : row) s = s == 0 ? 0 : s / total;
+        return top + std::log(total);
+    }
+    void check(const char* door, const extents& e) const {
+        require(sinks.empty() || static_cast<index>(sinks.size()) == e.heads, door, "sinks", sinks.size(), "must equal query heads", e.heads);
+    }
+};
+
+inline softmax sinks(std::span<const float> logits) { return {logits}; }
+
+// The state of one strip of queries, in rows of `stride` lanes that the engine provides (state_rows kept between tiles, tile_rows
+// only within one). The engine's protocol, for each tile: begin_tile; absorb for every group of scores; settle, and if that returns
+// true, everything past times rescale() and the tile again; then commit. At the end finish, perhaps after merge with another part.
+template <class P>
+struct softmax_lanes {
+    using T = typename P::value_type;
+    static constexpr int state_rows = 3, tile_rows = 3;
+
+    T* start_;  // minus the reference, log2
+    T* top_;    // largest score so far, relative to the reference
+    T* sum_;
+    T* tile_top_;
+    T* tile_sum_;
+    T* factor_;
+    index stride_;
+
+    static constexpr T none = -std::numeric_limits<T>::infinity();
+
+    softmax_lanes(T* state, T* tile, index stride)
+        : start_(state),
+          top_(state + stride),
+          sum_(state + 2 * stride),
+          tile_top_(tile),
+          tile_sum_(tile + stride),
+          factor_(tile + 2 * stride),
+          stride_(stride) {}
+
+    void reset() {
+        std::fill(start_, start_ + stride_, T{0});
+        std::fill(top_, top_ + stride_, none);
+        std::fill(sum_, sum_ + stride_, T{0});
+    }
+    void begin_tile() {
+        std::fill(tile_top_, tile_top_ + stride_, none);
+        std::fill(tile_sum_, tile_sum_ + stride_, T{0});
+    }
+    // What the scores of lane 0 ... are added to before absorb.
+    HEED_INLINE const T* start() const { return start_; }
+
+    // M rows of N vectors of scores from lane `at` become weights. visible(row, vector) is the mask of the visible lanes.
+    template <bool Masked, int M, int N, class Visible>
+    HEED_INLINE void absorb(P (&x)[M][N], index at, Visible&& visible) {
+        P top[N], sum[N];
+        for (int j = 0; j < N; ++j) {
+            top[j] = P::load(tile_top_ + at + j * P::lanes);
+            sum[j] = P::load(tile_sum_ + at + j * P::lanes);
+        }
+        for (int i = 0; i < M; ++i) {
+            if constexpr (Masked) {
+                for (int j = 0; j < N; ++j) x[i][j] = select(visible(i, j), x[i][j], P(none));
+            }
+            // The second operand survives a NaN: a NaN score shows in its weight and leaves the maximum alone.
+            for (int j = 0; j < N; ++j) top[j] = max(x[i][j], top[j]);
+            exp2_all(x[i]);
+            if constexpr (Masked) {
+                for (int j = 0; j < N; ++j) x[i][j] = select(visible(i, j), x[i][j], P(0));
+            }
+            for (int j = 0; j < N; ++j) sum[j] = sum[j] + x[i][j];
+        }
+        for (int j = 0; j < N; ++j) {
+            top[j].store(tile_top_ + at + j * P::lanes);
+            sum[j].store(tile_sum_ + at + j * P::lanes);
+        }
+    }
+
+    // True if a lane of [0, lanes) left the range; then rescale() holds what the past is multiplied with.
+    bool settle(index lanes) {
+        const P range(40), low(-40), nothing(none);
+        bool moved = false;
+        for (index at = 0; at < lanes; at += P::lanes) {
+            const P t = max(P::load(tile_top_ + at), P::load(top_ + at));
+            moved = moved || any((t > range) | ((t < low) & (t > nothing)));
+        }
+        if (!moved) return false;
+        for (index at = 0; at < stride_; at += P::lanes) {
+            const P past = P::load(top_ + at), t = max(P::load(tile_top_ + at), past);
+            const P shift = select((t > range) | ((t < low) & (t > nothing)), round_small(t), P(0));
+            const P factor = select(past == nothing, P(1), scale_by_power(P(1), max(P(smallest_exponent<T>), -shift)));
+            factor.store(factor_ + at);
+            (P::load(sum_ + at) * factor).store(sum_ + at);
+            (P::load(start_ + at) - shift).store(start_ + at);
+            (past - shift).store(top_ + at);
+        }
+        return true;
+    }
+    const T* rescale() const { return factor_; }
+
+    void commit() {
+        for (index at = 0; at < stride_; at += P::lanes) {
+            max(P::load(tile_top_ + at), P::load(top_ + at)).store(top_ + at);
+            (P::load(sum_ + at) + P::load(tile_sum_ + at)).store(sum_ + at);
+        }
+    }
+
+    // Joins the state of other keys of the same queries; mine and theirs get the factors of the two unnormalised outputs.
+    void merge(const softmax_lanes& other, T* mine, T* theirs) {
+        for (index i = 0; i < stride_; ++i) {
+            const bool here = top_[i] > none || sum_[i] != sum_[i], there = other.top_[i] > none || other.sum_[i] != other.sum_[i];
+            const T reference = !here ? -other.start_[i] : !there ? -start_[i] : std::max(-start_[i], -other.start_[i]);
+            mine[i] = here ? std::exp2(-start_[i] - reference) : T{0};
+            theirs[i] = there ? std::exp2(-other.start_[i] - reference) : T{0};
+            const T own = here ? top_[i] - start_[i] : none, new_top = there ? std::max(own, other.top_[i] - other.start_[i]) : own;
+            sum_[i] = (here ? sum_[i] * mine[i] : T{0}) + (there ? other.sum_[i] * theirs[i] : T{0});
+            start_[i] = -reference;
+            top_[i] = new_top - reference;
+        }
+    }
+
+    // normaliser[i] is what the unnormalised output is multiplied with; lse in natural units.
+    void finish(const softmax& policy, index head, index count, T* normaliser, T* lse) const {
+        const bool has_sink = !policy.sinks.empty();
+        const T logit = has_sink ? static_cast<T>(policy.sinks[static_cast<std::size_t>(head)]) : none;
+        for (index i = 0; i < count; ++i) {
+            const bool seen = top_[i] > none || sum_[i] != sum_[i];
+            T total = seen ? sum_[i] : T{0}, shrink = 1, reference = -start_[i];
+            if (has_sink) {
+                T sink = logit * std::numbers::log2e_v<T> - reference;
+                if (!(sink <= 40)) {
+                    shrink = std::exp2(-sink);
+                    reference += sink;
+                    sink = 0;
+                }
+                total = total * shrink + std::exp2(sink);
+            }
+            normaliser[i] = seen ? shrink / total : T{0};
+            lse[i] = total == 0 ? none : (reference + std::log2(total)) * std::numbers::ln2_v<T>;
+        }
+    }
+};
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,116 @@
+// The contract between engines and mechanisms: one concept for each axis, with its law and its smallest model.
+//
+// Engines know these and no mechanism; a mechanism is one struct that models one of them. tests/laws checks any model in one line.
+// Positions: a query stands at `query` in key coordinates, so that the last query and the last key of a sequence share a position.
+#pragma once
+
+#include <heed/config.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+// Extents of the sequence that a call works on; with `segments` those of one segment, whose number is the batch index.
+struct extents {
+    index batch = 0, heads = 0, key_heads = 0, queries = 0, keys = 0;
+    // Position of query row 0 in key coordinates.
+    constexpr index offset() const { return keys - queries; }
+};
+
+// Queries [query_begin, query_end) in key coordinates by keys [key_begin, key_end).
+struct score_tile {
+    index query_begin = 0, query_end = 0, key_begin = 0, key_end = 0;
+};
+
+struct key_run {
+    index begin = 0, end = 0;
+    constexpr bool empty() const { return begin >= end; }
+};
+
+enum class coverage { empty, partial, full };
+
+// Mask: which keys may a query see?
+//   bool allows(b, h, q, k)                     required
+//   coverage classify(b, h, tile)               what holds for all pairs of a tile; without it every tile is partial
+//   key_run keys(b, h, q_begin, q_end, from)    next run of keys at or after `from` that holds an allowed key of any of these queries,
+//                                               empty at the end; without it every key is visited
+//   void bits(b, h, tile, std::uint64_t* rows)  bit i of rows[j] = allows(b, h, tile.query_begin + i, tile.key_begin + j), at most 64
+//                                               queries; without it `allows` is asked for every pair
+//   auto bind(extents)                          the mask for one sequence; without it the mask is used as it is
+//   void check(const char* door, extents)       throws std::invalid_argument for parameters that do not fit the extents
+// Laws, for every tile: empty => none allowed, full => all allowed, every allowed key is in a run, runs ascend, bits equal allows.
+// Smallest model: struct all { using axis = axes::mask; bool allows(index, index, index, index) const { return true; } };
+template <class M>
+concept Mask = requires(const M& m, index i) {
+    { m.allows(i, i, i, i) } -> std::convertible_to<bool>;
+};
+template <class M>
+concept ClassifiedMask = Mask<M> && requires(const M& m, index i, score_tile t) {
+    { m.classify(i, i, t) } -> std::same_as<coverage>;
+};
+template <class M>
+concept RunMask = Mask<M> && requires(const M& m, index i) {
+    { m.keys(i, i, i, i, i) } -> std::same_as<key_run>;
+};
+template <class M>
+concept BitMask = Mask<M> && requires(const M& m, index i, score_tile t, std::uint64_t* rows) { m.bits(i, i, t, rows); };
+
+// Where a score stands. In lanes, S is a vector of neighbouring queries against one key; the scalar form holds one pair.
+template <class S>
+struct position {
+    index batch = 0, head = 0;
+    S query{};      // in key coordinates
+    index key = 0;
+    S apart{};      // query - key
+    constexpr const S& distance() const { return apart; }
+};
+
+// ScoreMod: how is a score changed?
+//   S operator()(S score, const position<S>& at)   required, for S a scalar, and for S a vector of queries if it is lane-generic
+//   void check(const char* door, extents)          optional, as for masks
+//   auto bind(extents)                             optional, as for masks
+//   void stage(b, h, tile, T* rows, index stride)  optional: writes the tile's parameters to rows[key * stride + query]; then the
+//                                                  engine calls apply(score, staged) instead of operator()
+// Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto) const { return s + s; } };
+template <class F, class S>
+concept ScoreMod = requires(const F& f, S s, position<S> at) {
+    { f(s, at) } -> std::convertible_to<S>;
+};
+template <class F, class T>
+concept StagedScoreMod = requires(const F& f, T s, index i, score_tile t, T* rows) {
+    f.stage(i, i, t, rows, i);
+    { f.apply(s, s) } -> std::convertible_to<T>;
+};
+
+// Similarity: how is the raw score made?
+//   S operator()(S dot, S query_square, S key_square)   from q.k, q.q and k.k; scale and score modifications follow
+//   static constexpr bool uses_squares                  whether the squares are wanted at all
+// Smallest model: struct dot { ... S operator()(S d, S, S) const { return d; } };
+template <class F, class S>
+concept Similarity = requires(const F& f, S s) {
+    { F::uses_squares } -> std::convertible_to<bool>;
+    { f(s, s, s) } -> std::convertible_to<S>;
+};
+
+// Accumulator: how do scores become weights over values? A monoid over keys.
+//   double weigh(b, h, std::span<double> scores)   the definition: scores of one row (natural units, masked keys are -inf) become
+//                                                  weights in place; returns lse
+//   in lanes: `template <class P> struct lanes`, see accumulate/softmax.hpp and engine/strip.hpp
+// Laws: absorbing nothing changes nothing, merge(A, B) = absorb(A u B) within rounding, an empty row gives weights 0 and lse -inf.
+template <class A>
+concept Accumulator = requires(const A& a, index i, std::span<double> row) {
+    { a.weigh(i, i, row) } -> std::convertible_to<double>;
+};
+
+// Executor: runs f(task, worker) for every task in [0, n), worker in [0, workers()), and returns when all are done; two tasks at a
+// time never share a worker. Law: results do not depend on the executor.
+template <class E>
+concept Executor = requires(const E& e, index n, void (*f)(index, index)) {
+    { e.workers() } -> std::convertible_to<index>;
+    e.bulk(n, f);
+};
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,34 @@
+// attention_plan: what a call will do, known before it starts; require_fast{} refuses slow paths.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/policy.hpp>
+
+#include <cstddef>
+
+namespace heed::inline HEED_ISA {
+
+struct attention_plan {
+    const char* isa = "";     // "avx512", "avx2", "sse2" or "emulated"
+    const char* kernel = "";  // "tile loop"
+    index query_tile = 0;     // queries of a strip, in lanes
+    index query_block = 0;    // queries that share a tile of keys in the cache
+    index key_tile = 0;       // keys of a tile
+    index key_splits = 1;     // fixed parts of the keys that are computed apart and merged
+    index tasks = 0;          // pieces of work an executor may run side by side
+    std::size_t workspace_bytes = 0;
+    const char* slow_because = nullptr;  // why this call runs below the machine's limit; null if it does not
+
+    constexpr bool fast() const { return slow_because == nullptr; }
+};
+
+// A call that would take a slow path throws std::invalid_argument with the reason instead.
+struct require_fast {
+    using axis = axes::requirement;
+};
+// Any path will do. The default.
+struct accept_any {
+    using axis = axes::requirement;
+};
+
+}  // namespace heed::inline HEED_ISA

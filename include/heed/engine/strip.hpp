@@ -1,0 +1,365 @@
+// A strip: the queries of one register tile, in lanes, against tiles of keys.
+//
+// Q^T, O^T and P^T of a strip are rows of `lanes` scalars; K and V are read in place through row pointers. A tile of scores is made and
+// turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T). A partly visible tile is cut into
+// segments of 16 keys by whole vectors, so that a causal diagonal costs what its visible pairs cost.
+#pragma once
+
+#include <heed/engine/problem.hpp>
+#include <heed/engine/workspace.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/transpose.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+namespace heed::inline HEED_ISA {
+
+// Keys of a tile: K, V and P^T of a tile stay in the first and second cache.
+inline constexpr index tile_keys = 64;
+inline constexpr index segment_keys = 16;
+
+// Arrays of one strip, kept from the first key to the last.
+template <class T>
+struct strip_memory {
+    T *query, *out, *state, *query_position, *query_square;
+};
+// Arrays of one worker, kept for one tile.
+template <class T>
+struct tile_memory {
+    T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch;
+    const T **key_rows, **value_rows;
+    std::uint64_t* bits;
+};
+
+// Keys [begin, begin + count) of the tile by vectors [first, first + vectors); masked: some pairs are not visible.
+struct tile_segment {
+    int begin, count, first, vectors;
+    bool masked;
+};
+
+template <class Problem>
+class strip {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using shape = tile_shape<P>;
+    using lanes_type = typename Problem::accumulator_type::template lanes<P>;
+    static constexpr int lanes = shape::lanes;
+    static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
+    // Without score modifications the scores leave the product in the accumulator's units, minus its reference.
+    static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
+
+    static strip_memory<T> take_strip(arena& a, const Problem& p) {
+        return {a.take<T>(p.depth() * lanes), a.take<T>(p.width() * lanes), a.take<T>(lanes_type::state_rows * lanes), a.take<T>(lanes),
+                a.take<T>(lanes)};
+    }
+    static tile_memory<T> take_tile(arena& a, const Problem& p) {
+        return {a.take<T>(tile_keys * lanes),
+                a.take<T>(lanes_type::tile_rows * lanes),
+                a.take<T>(staged_mods * tile_keys * lanes),
+                a.take<T>(tile_keys),
+                a.take<T>(tile_keys * p.k.scratch_per_row()),
+                a.take<T>(tile_keys * p.v.scratch_per_row()),
+                a.take<const T*>(tile_keys),
+                a.take<const T*>(tile_keys),
+                a.take<std::uint64_t>(tile_keys)};
+    }
+
+    strip(const Problem& p, const strip_memory<T>& s, const tile_memory<T>& t) : p_(p), s_(s), t_(t), state_(s.state, t.state, lanes) {}
+
+    // Which queries these are: `position` is that of the first one, in key coordinates.
+    void place(index head, index position, int count) {
+        head_ = head;
+        position_ = position;
+        count_ = count;
+        vectors_ = (count + P::lanes - 1) / P::lanes;
+    }
+
+    // Makes Q^T of the query rows from `first` on and empties the state.
+    void begin(const sequence& seq, index first) {
+        const int count = count_;
+        const index depth = p_.depth();
+        if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
+        // The sources read a tile's rows through the pointers that keys use later.
+        p_.q.rows(seq.batch, head_, seq.query_begin + first, count, t_.key_scratch, t_.key_rows);
+        const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
+        transpose_into([&](index i) { return t_.key_rows[i]; }, count, depth, s_.query, lanes, static_cast<T>(unit));
+        std::fill(s_.out, s_.out + p_.width() * lanes, T{0});
+        state_.reset();
+        if constexpr (mods > 0)
+            for (int i = 0; i < lanes; ++i) s_.query_position[i] = static_cast<T>(position_ + std::min(i, count - 1));
+        if constexpr (Problem::similarity_type::uses_squares) {
+            std::fill(s_.query_square, s_.query_square + lanes, T{0});
+            for (index d = 0; d < depth; ++d)
+                for (int i = 0; i < lanes; ++i) s_.query_square[i] += s_.query[d * lanes + i] * s_.query[d * lanes + i];
+        }
+        if constexpr (staged_mods > 0)
+            if (count < lanes) std::fill(t_.staged, t_.staged + staged_mods * tile_keys * lanes, T{0});
+    }
+
+    // Takes in keys [key, key + count) of the sequence, whose rows are in the tile memory.
+    template <class Mask, class Mods>
+    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence) {
+        const score_tile tile{position_, position_ + count_, key, key + count};
+        coverage seen = ask::classify(mask, batch, head_, tile);
+        if (seen == coverage::empty) return;
+        tile_segment segments[tile_keys / segment_keys];
+        int n = 0;
+        if (seen == coverage::full && count % widest_rows(vectors_) == 0)
+            segments[n++] = {0, count, 0, vectors_, false};
+        else
+            n = cut(seen, batch, tile, mask, segments);
+        if (n == 0) return;
+        stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
+        scores(segments, n, batch, key, count, mods_of_sequence);
+        if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
+            rescale(state_.rescale());
+            scores(segments, n, batch, key, count, mods_of_sequence);
+        }
+        state_.commit();
+        for (int i = 0; i < n; ++i) {
+            if (segments[i].masked && !all_finite(segments[i]))
+                values_one_by_one(segments[i]);
+            else
+                dispatch(segments[i].vectors, [&](auto v) { values<decltype(v)::value>(segments[i]); });
+        }
+    }
+
+    // Joins another part of the keys of the same queries.
+    void merge(strip& other) {
+        T* mine = t_.weights;
+        T* theirs = t_.weights + lanes;
+        state_.merge(other.state_, mine, theirs);
+        for (index d = 0; d < p_.width(); ++d)
+            for (int i = 0; i < lanes; ++i) {
+                T* o = s_.out + d * lanes + i;
+                // A part that saw nothing has factor 0, and may hold no number.
+                *o = (mine[i] != 0 ? *o * mine[i] : T{0}) + (theirs[i] != 0 ? other.s_.out[d * lanes + i] * theirs[i] : T{0});
+            }
+    }
+
+    // Writes the rows of the output, and lse if it is wanted.
+    void finish(const sequence& seq, index first) {
+        T* normaliser = t_.weights;
+        T* lse = t_.weights + lanes;
+        state_.finish(p_.accumulator, head_, count_, normaliser, lse);
+        for (int i = count_; i < lanes; ++i) normaliser[i] = 0;
+        const index width = p_.width();
+        for (index at = 0; at < lanes; at += P::lanes) {
+            const P by = P::load(normaliser + at);
+            for (index d = 0; d < width; ++d) {
+                T* o = s_.out + d * lanes + at;
+                // 0 times what an invisible row may have left is 0 here.
+                select(by == P(0), P(0), P::load(o) * by).store(o);
+            }
+        }
+        if (width > 0)
+            transpose_into([&](index d) { return s_.out + d * lanes; }, width, count_, &p_.out(seq.batch, head_, seq.query_begin + first, 0),
+                           p_.out.stride(2), T{1});
+        if (p_.lse.data != nullptr)
+            for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, seq.query_begin + first + i) = lse[i];
+    }
+
+private:
+    template <class Mod>
+    static constexpr bool is_staged = StagedScoreMod<Mod, T>;
+    static constexpr int staged_mods = []<std::size_t... I>(std::index_sequence<I...>) {
+        return (0 + ... + (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
+    }(std::make_index_sequence<mods>{});
+
+    static constexpr int widest_rows(int vectors) { return shape::rows(vectors); }
+
+    // Calls f with the number of vectors as a constant.
+    template <class F>
+    HEED_INLINE static void dispatch(int vectors, F&& f) {
+        if constexpr (shape::vectors >= 4)
+            if (vectors == 4) return f(std::integral_constant<int, 4>{});
+        if constexpr (shape::vectors >= 3)
+            if (vectors == 3) return f(std::integral_constant<int, 3>{});
+        if (vectors == 2) return f(std::integral_constant<int, 2>{});
+        f(std::integral_constant<int, 1>{});
+    }
+
+    // Cuts a tile into segments of equal extent and leaves the mask bits in the tile memory.
+    template <class Mask>
+    int cut(coverage seen, index batch, const score_tile& tile, const Mask& mask, tile_segment* segments) {
+        const int count = static_cast<int>(tile.key_end - tile.key_begin);
+        const std::uint64_t all = count_ >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count_) - 1;
+        if (seen == coverage::full)
+            std::fill(t_.bits, t_.bits + count, all);
+        else
+            ask::bits(mask, batch, head_, tile, t_.bits);
+        std::fill(t_.bits + count, t_.bits + tile_keys, std::uint64_t{0});
+        constexpr std::uint64_t one_vector = P::lanes >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << P::lanes) - 1;
+        int n = 0;
+        for (int begin = 0; begin < count; begin += segment_keys) {
+            const int end = std::min<int>(begin + segment_keys, count);
+            std::uint64_t some = 0, every = all;
+            for (int i = begin; i < end; ++i) {
+                some |= t_.bits[i];
+                every &= t_.bits[i];
+            }
+            if (some == 0) continue;
+            int first = 0, last = vectors_;
+            while ((some >> (first * P::lanes) & one_vector) == 0) ++first;
+            while ((some >> ((last - 1) * P::lanes) & one_vector) == 0) --last;
+            std::uint64_t inside = all & ~((std::uint64_t{1} << (first * P::lanes)) - 1);
+            if (last * P::lanes < 64) inside &= (std::uint64_t{1} << (last * P::lanes)) - 1;
+            const bool masked = (every & inside) != inside || (end - begin) % widest_rows(last - first) != 0;
+            tile_segment* before = n > 0 ? &segments[n - 1] : nullptr;
+            if (before != nullptr && before->begin + before->count == begin && before->first == first && before->vectors == last - first &&
+                before->masked == masked)
+                before->count = end - before->begin;
+            else
+                segments[n++] = {begin, end - begin, first, last - first, masked};
+        }
+        return n;
+    }
+
+    template <class Mods, std::size_t... I>
+    void stage([[maybe_unused]] index batch, [[maybe_unused]] const score_tile& tile, [[maybe_unused]] const Mods& mods_of_sequence,
+               std::index_sequence<I...>) {
+        [[maybe_unused]] T* at = t_.staged;
+        (
+            [&] {
+                if constexpr (is_staged<std::tuple_element_t<I, Mods>>) {
+                    std::get<I>(mods_of_sequence).stage(batch, head_, tile, at, static_cast<index>(lanes));
+                    at += tile_keys * lanes;
+                }
+            }(),
+            ...);
+    }
+
+    template <class Mods>
+    void scores(const tile_segment* segments, int n, index batch, index key, int count, const Mods& mods_of_sequence) {
+        state_.begin_tile();
+        for (int i = 0; i < n; ++i)
+            dispatch(segments[i].vectors, [&](auto v) {
+                constexpr int N = decltype(v)::value;
+                if (segments[i].masked)
+                    score_rows<N, true>(segments[i], batch, key, count, mods_of_sequence);
+                else
+                    score_rows<N, false>(segments[i], batch, key, count, mods_of_sequence);
+            });
+    }
+
+    // P^T = weights of K Q^T.
+    template <int N, bool Masked, class Mods>
+    HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] index key, [[maybe_unused]] int count,
+                                  [[maybe_unused]] const Mods& mods_of_sequence) {
+        constexpr int M = shape::rows(N);
+        const index depth = p_.depth();
+        const index at = static_cast<index>(s.first) * P::lanes;
+        const T* query = s_.query + at;
+        for (int i = s.begin; i < s.begin + s.count; i += M) {
+            register_tile<M, N, P> tile;
+            if constexpr (plain)
+                tile.start_from(state_.start() + at);
+            else
+                tile.zero();
+            tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            if constexpr (!plain) change(tile, i, at, batch, key, count, mods_of_sequence);
+            state_.template absorb<Masked, M, N>(tile.c, at, [&](int r, int j) {
+                return P::mask_from_bits(t_.bits[i + r] >> (static_cast<int>(at) + j * P::lanes));
+            });
+            tile.store(t_.weights + i * lanes + at, lanes);
+        }
+    }
+
+    // Raw products become scores in the accumulator's units.
+    template <int M, int N, class Mods>
+    HEED_INLINE void change(register_tile<M, N, P>& tile, int row, index at, index batch, index key, int count, const Mods& mods_of_sequence) {
+        using Sim = typename Problem::similarity_type;
+        const P unit(static_cast<T>(Problem::accumulator_type::unit));
+        for (int r = 0; r < M; ++r) {
+            // Rows past the last key repeat it; nothing outside the sequence is asked for.
+            const index k = key + std::min(row + r, count - 1);
+            for (int j = 0; j < N; ++j) {
+                P s = tile.c[r][j];
+                const index lane = at + j * P::lanes;
+                if constexpr (Sim::uses_squares)
+                    s = p_.similarity(s, P::load(s_.query_square + lane), P(t_.key_square[row + r])) * P(static_cast<T>(p_.scale));
+                if constexpr (mods > 0) {
+                    const P query = P::load(s_.query_position + lane);
+                    const position<P> where{batch, head_, query, k, query - P(static_cast<T>(k))};
+                    const T* staged = t_.staged + (row + r) * lanes + lane;
+                    std::apply([&](const auto&... mod) { ((s = applied(mod, s, where, staged)), ...); }, mods_of_sequence);
+                }
+                tile.c[r][j] = fma(s, unit, P::load(state_.start() + lane));
+            }
+        }
+    }
+    template <class Mod>
+    HEED_INLINE static P applied(const Mod& mod, const P& s, [[maybe_unused]] const position<P>& where, [[maybe_unused]] const T*& staged) {
+        if constexpr (is_staged<Mod>) {
+            const P r = mod.apply(s, P::load(staged));
+            staged += tile_keys * lanes;
+            return r;
+        } else {
+            return mod(s, where);
+        }
+    }
+
+    // O^T += V^T P^T.
+    template <int N>
+    HEED_NOINLINE void values(const tile_segment& s) {
+        constexpr int M = shape::rows(N);
+        const index width = p_.width();
+        const index at = static_cast<index>(s.first) * P::lanes;
+        index d = 0;
+        for (; d + M <= width; d += M) add_values<M, N>(s, d, at);
+        if constexpr (M > 4)
+            for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at);
+        for (; d < width; ++d) add_values<1, N>(s, d, at);
+    }
+    template <int M, int N>
+    HEED_INLINE void add_values(const tile_segment& s, index d, index at) {
+        register_tile<M, N, P> tile;
+        T* out = s_.out + d * lanes + at;
+        tile.load(out, lanes);
+        tile.multiply_columns(t_.value_rows + s.begin, d, s.count, t_.weights + s.begin * lanes + at, lanes);
+        tile.store(out, lanes);
+    }
+
+    // Whether every value row of the segment that some query may not see is free of NaN and infinity, so that weight 0 removes it.
+    bool all_finite(const tile_segment& s) const {
+        const index width = p_.width();
+        P probe(0);
+        T rest = 0;
+        for (int i = s.begin; i < s.begin + s.count; ++i) {
+            const T* v = t_.value_rows[i];
+            index d = 0;
+            for (; d + P::lanes <= width; d += P::lanes) probe = fma(P::load(v + d), P(0), probe);
+            for (; d < width; ++d) rest += v[d] * 0;
+        }
+        return sum(probe) + rest == 0;
+    }
+    // The same product, where a value that a query may not see is not even multiplied.
+    void values_one_by_one(const tile_segment& s) {
+        for (int i = s.begin; i < s.begin + s.count; ++i)
+            for (int lane = s.first * P::lanes; lane < (s.first + s.vectors) * P::lanes; ++lane) {
+                if ((t_.bits[i] >> lane & 1) == 0) continue;
+                const T w = t_.weights[i * lanes + lane];
+                for (index d = 0; d < p_.width(); ++d) s_.out[d * lanes + lane] += t_.value_rows[i][d] * w;
+            }
+    }
+
+    void rescale(const T* factor) {
+        for (index d = 0; d < p_.width(); ++d)
+            for (index at = 0; at < lanes; at += P::lanes) {
+                T* o = s_.out + d * lanes + at;
+                (P::load(o) * P::load(factor + at)).store(o);
+            }
+    }
+
+    const Problem& p_;
+    strip_memory<T> s_;
+    tile_memory<T> t_;
+    lanes_type state_;
+    int count_ = 0, vectors_ = 0;
+    index head_ = 0, position_ = 0;
+};
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,95 @@
+// The one product kernel: C[m][lanes] += sum_k A(m, k) B[k][lanes], C in registers.
+//
+// A is read in place, scalar by scalar, through row pointers that may lead anywhere (strided, paged, gathered); B rows are contiguous
+// vectors. Shape M x N vectors: 4 x 4 on AVX-512 (16 accumulators, 4 registers of B), 4 x 3 on AVX2, 4 x 2 on SSE2; narrower
+// tiles take 8 rows, so that enough accumulators hide the latency.
+#pragma once
+
+#include <heed/simd.hpp>
+
+namespace heed::inline HEED_ISA {
+
+template <class P>
+struct tile_shape {
+    using arch_type = typename P::arch_type;
+    // Vectors of the widest tile, and its lanes.
+    static constexpr int vectors = arch::traits<arch_type>::registers >= 32 ? 4 : arch::traits<arch_type>::fma ? 3 : 2;
+    static constexpr int lanes = vectors * P::lanes;
+    // Rows of a tile of n vectors.
+    static constexpr int rows(int n) { return n >= 3 || (vectors < 4 && n == 2) ? 4 : 8; }
+    static constexpr int most_rows = 8;
+    static_assert(lanes <= 64, "a row of mask bits holds 64 queries");
+};
+
+// Keeps a loaded vector in its register: g++ otherwise reads it again as memory operand of every multiply-add (62-74 % of peak
+// instead of 99 %).
+template <class P>
+HEED_INLINE void keep_in_register([[maybe_unused]] P& p) {
+#if defined(__GNUC__) && !defined(__clang__) && defined(__SSE2__)
+    if constexpr (requires { p.v.data; }) asm volatile("" : "+v"(p.v.data));
+#endif
+}
+
+template <class T>
+HEED_INLINE void prefetch(const T* p) {
+    __builtin_prefetch(p, 0, 2);
+}
+
+template <int M, int N, class P>
+struct register_tile {
+    using T = typename P::value_type;
+    P c[M][N];
+
+    // Every row starts from the same N vectors.
+    HEED_INLINE void start_from(const T* lanes) {
+        for (int j = 0; j < N; ++j) c[0][j] = P::load(lanes + j * P::lanes);
+        for (int i = 1; i < M; ++i)
+            for (int j = 0; j < N; ++j) c[i][j] = c[0][j];
+    }
+    HEED_INLINE void zero() {
+        for (int i = 0; i < M; ++i)
+            for (int j = 0; j < N; ++j) c[i][j] = P(0);
+    }
+    HEED_INLINE void load(const T* from, index stride) {
+        for (int i = 0; i < M; ++i)
+            for (int j = 0; j < N; ++j) c[i][j] = P::load(from + i * stride + j * P::lanes);
+    }
+    HEED_INLINE void store(T* to, index stride) const {
+        for (int i = 0; i < M; ++i)
+            for (int j = 0; j < N; ++j) c[i][j].store(to + i * stride + j * P::lanes);
+    }
+    // A(m, k) = rows[m][k].
+    HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
+        const T* a[M];
+        for (int i = 0; i < M; ++i) a[i] = rows[i];
+        for (index k = 0; k < depth; ++k) {
+            step([&](int i) { return a[i][k]; }, b);
+            b += stride;
+        }
+    }
+    // A(m, k) = rows[k][m].
+    HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride) {
+        for (index k = 0; k < depth; ++k) {
+            const T* a = rows[k] + column;
+            step([&](int i) { return a[i]; }, b);
+            b += stride;
+        }
+    }
+
+private:
+    template <class A>
+    HEED_INLINE void step(A&& a, const T* b) {
+        P v[N];
+        for (int j = 0; j < N; ++j) {
+            v[j] = P::load(b + j * P::lanes);
+            keep_in_register(v[j]);
+        }
+        for (int i = 0; i < M; ++i) {
+            P x(a(i));
+            keep_in_register(x);
+            for (int j = 0; j < N; ++j) c[i][j] = fma(x, v[j], c[i][j]);
+        }
+    }
+};
+
+}  // namespace heed::inline HEED_ISA

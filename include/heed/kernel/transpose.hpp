@@ -1,0 +1,69 @@
+// Transposition through registers: rows of memory become lanes.
+//
+// W vectors of W lanes are exchanged in log2(W) rounds of two-source shuffles; ragged edges go element by element.
+#pragma once
+
+#include <heed/simd.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <utility>
+
+namespace heed::inline HEED_ISA {
+
+namespace shuffles {
+#if defined(__GNUC__)
+template <class T, int W>
+struct native {
+    typedef T type __attribute__((vector_size(W * sizeof(T))));
+};
+
+// Round of distance d: rows i and i + d of a 2d x 2d block exchange their off-diagonal d x d quarters.
+template <class V, std::size_t D, std::size_t W, std::size_t... I>
+HEED_INLINE void exchange(V& a, V& b, std::index_sequence<I...>) {
+    const V low = __builtin_shufflevector(a, b, ((I & D) == 0 ? I : W + I - D)...);
+    const V high = __builtin_shufflevector(a, b, ((I & D) == 0 ? I + D : W + I)...);
+    a = low;
+    b = high;
+}
+template <std::size_t D, std::size_t W, class V>
+HEED_INLINE void round(V (&r)[W]) {
+    if constexpr (D < W) {
+        for (std::size_t i = 0; i < W; ++i)
+            if ((i & D) == 0) exchange<V, D, W>(r[i], r[i + D], std::make_index_sequence<W>{});
+        round<2 * D, W>(r);
+    }
+}
+#endif
+}  // namespace shuffles
+
+// to[c * to_stride + r] = row(r)[c] * factor for r < rows, c < columns; row(r) is a pointer.
+template <class T, class Row>
+void transpose_into(Row&& row, index rows, index columns, T* to, index to_stride, T factor) {
+    constexpr int W = std::is_same_v<arch::native, arch::emulated<4>> ? 1 : pack<T>::lanes;
+    index r = 0;
+#if defined(__GNUC__)
+    if constexpr (W > 1) {
+        using V = typename shuffles::native<T, W>::type;
+        for (; r + W <= rows; r += W) {
+            index c = 0;
+            for (; c + W <= columns; c += W) {
+                V block[W];
+                for (int i = 0; i < W; ++i) block[i] = std::bit_cast<V>(pack<T>::load(row(r + i) + c).v.data);
+                shuffles::round<1, W>(block);
+                for (int i = 0; i < W; ++i) {
+                    block[i] *= factor;
+                    __builtin_memcpy(to + (c + i) * to_stride + r, &block[i], sizeof(V));
+                }
+            }
+            for (; c < columns; ++c)
+                for (int i = 0; i < W; ++i) to[c * to_stride + r + i] = row(r + i)[c] * factor;
+        }
+    }
+#endif
+    for (; r < rows; ++r)
+        for (index c = 0; c < columns; ++c) to[c * to_stride + r] = row(r)[c] * factor;
+}
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,53 @@
+// bias{view}: score + bias(batch, head, query, key); extents of 1 broadcast. The view is read, not copied; -inf excludes a pair.
+// A row of the view is a query row, counted from 0.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/kernel/transpose.hpp>
+#include <heed/mask/view.hpp>
+#include <heed/policy.hpp>
+#include <heed/simd.hpp>
+#include <heed/tensor/view.hpp>
+
+namespace heed::inline HEED_ISA {
+
+template <class T>
+struct bias {
+    using axis = axes::score;
+    view<const T, 4> values;
+
+    bias(const view<const T, 4>& v) : values(v) {}
+
+    struct bound {
+        using axis = axes::score;
+        view<const T, 4> values;
+        index offset;
+
+        template <class S>
+            requires std::is_floating_point_v<S>
+        S operator()(S s, const position<S>& at) const {
+            return s + static_cast<S>(values(at.batch, at.head, static_cast<index>(at.query) - offset, at.key));
+        }
+        // rows[key * stride + query] = value
+        template <class U>
+        void stage(index b, index h, const score_tile& t, U* rows, index stride) const {
+            const index n = t.query_end - t.query_begin, m = t.key_end - t.key_begin;
+            const T* from = &values(b, h, t.query_begin - offset, t.key_begin);
+            if constexpr (std::is_same_v<U, T>) {
+                if (values.stride(3) == 1) return transpose_into([&](index i) { return from + i * values.stride(2); }, n, m, rows, stride, U{1});
+            }
+            for (index j = 0; j < m; ++j)
+                for (index i = 0; i < n; ++i) rows[j * stride + i] = static_cast<U>(from[i * values.stride(2) + j * values.stride(3)]);
+        }
+        template <class S>
+        HEED_INLINE S apply(S s, S staged) const {
+            return s + staged;
+        }
+    };
+    bound bind(const extents& e) const { return {broadcasting::broadcast(values), e.offset()}; }
+    void check(const char* door, const extents& e) const { broadcasting::check(door, "bias", values, e); }
+};
+template <class T, int Rank>
+bias(view<T, Rank>) -> bias<std::remove_const_t<T>>;
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,360 @@
+// pack<T, Arch>: one SIMD register of T, the only place that knows xsimd (versions 8 to 14).
+//
+// Lane-generic code is written once on pack and runs on AVX-512, AVX2+FMA, SSE2 and on emulated<N>, a plain array of N lanes that
+// tests use for odd widths. Promises that xsimd alone does not give in every version: fma rounds once wherever the instruction exists,
+// max and min return the second operand when either is NaN, and masks are made from bits.
+#pragma once
+
+#include <heed/config.hpp>
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <xsimd/xsimd.hpp>
+
+namespace heed::inline HEED_ISA {
+
+namespace arch {
+// N lanes of any type in a plain array.
+template <int N>
+struct emulated {};
+
+#if defined(__AVX512F__) && defined(__AVX512CD__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+struct avx512 {
+    using xsimd_arch = xsimd::avx512bw;
+    static constexpr const char* name = "avx512";
+    static constexpr int registers = 32;
+    static constexpr bool fma = true;
+};
+using native = avx512;
+#elif defined(__AVX2__) && defined(__FMA__)
+struct avx2 {
+    using xsimd_arch = xsimd::fma3<xsimd::avx2>;
+    static constexpr const char* name = "avx2";
+    static constexpr int registers = 16;
+    static constexpr bool fma = true;
+};
+using native = avx2;
+#elif defined(__SSE2__)
+struct sse2 {
+    using xsimd_arch = xsimd::sse2;
+    static constexpr const char* name = "sse2";
+    static constexpr int registers = 16;
+    static constexpr bool fma = false;
+};
+using native = sse2;
+#else
+using native = emulated<4>;
+#endif
+
+template <class Arch>
+struct traits {
+    static constexpr const char* name = Arch::name;
+    static constexpr int registers = Arch::registers;
+    static constexpr bool fma = Arch::fma;
+    template <class T>
+    static constexpr int lanes = static_cast<int>(xsimd::batch<T, typename Arch::xsimd_arch>::size);
+};
+template <int N>
+struct traits<emulated<N>> {
+    static constexpr const char* name = "emulated";
+    static constexpr int registers = 16;
+    static constexpr bool fma = false;
+    template <class T>
+    static constexpr int lanes = N;
+};
+}  // namespace arch
+
+template <class T, class Arch = arch::native>
+struct pack;
+
+template <class S>
+struct scalar_of {
+    using type = S;
+};
+template <class T, class Arch>
+struct scalar_of<pack<T, Arch>> {
+    using type = T;
+};
+template <class S>
+using scalar_t = typename scalar_of<S>::type;
+
+// Result of a comparison of packs; one truth value a lane.
+template <class T, class Arch>
+struct pack_mask {
+    using bits_type = typename xsimd::batch<T, typename Arch::xsimd_arch>::batch_bool_type;
+    bits_type v;
+    HEED_INLINE friend pack_mask operator&(pack_mask a, pack_mask b) { return {a.v & b.v}; }
+    HEED_INLINE friend pack_mask operator|(pack_mask a, pack_mask b) { return {a.v | b.v}; }
+    HEED_INLINE friend pack_mask operator!(pack_mask a) { return {!a.v}; }
+    HEED_INLINE friend bool any(pack_mask a) { return xsimd::any(a.v); }
+};
+
+// The same register under another element type; every xsimd spells this differently.
+template <class To, class From>
+HEED_INLINE To recast(const From& from) {
+    return To(std::bit_cast<typename To::register_type>(static_cast<typename From::register_type>(from)));
+}
+
+template <class T, class Arch>
+struct pack {
+    using value_type = T;
+    using arch_type = Arch;
+    using batch_type = xsimd::batch<T, typename Arch::xsimd_arch>;
+    using mask_type = pack_mask<T, Arch>;
+    using int_type = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+    using int_batch = xsimd::batch<int_type, typename Arch::xsimd_arch>;
+    static constexpr int lanes = arch::traits<Arch>::template lanes<T>;
+
+    batch_type v;
+
+    pack() = default;
+    HEED_INLINE pack(batch_type b) : v(b) {}
+    template <class S>
+        requires std::is_arithmetic_v<S>
+    HEED_INLINE pack(S s) : v(static_cast<T>(s)) {}
+
+    HEED_INLINE static pack load(const T* p) { return {batch_type::load_unaligned(p)}; }
+    HEED_INLINE void store(T* p) const { v.store_unaligned(p); }
+    // The first n lanes; the others read as zero and are not written.
+    HEED_INLINE static pack load_partial(const T* p, int n) {
+        alignas(64) T t[lanes] = {};
+        for (int i = 0; i < n; ++i) t[i] = p[i];
+        return load(t);
+    }
+    HEED_INLINE void store_partial(T* p, int n) const {
+        alignas(64) T t[lanes];
+        store(t);
+        for (int i = 0; i < n; ++i) p[i] = t[i];
+    }
+
+    HEED_INLINE friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
+    HEED_INLINE friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
+    HEED_INLINE friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
+    HEED_INLINE friend pack operator/(pack a, pack b) { return {a.v / b.v}; }
+    HEED_INLINE friend pack operator-(pack a) { return {-a.v}; }
+    HEED_INLINE pack& operator+=(pack b) { return *this = *this + b; }
+    HEED_INLINE pack& operator-=(pack b) { return *this = *this - b; }
+    HEED_INLINE pack& operator*=(pack b) { return *this = *this * b; }
+    HEED_INLINE pack& operator/=(pack b) { return *this = *this / b; }
+    HEED_INLINE friend mask_type operator<(pack a, pack b) { return {a.v < b.v}; }
+    HEED_INLINE friend mask_type operator<=(pack a, pack b) { return {a.v <= b.v}; }
+    HEED_INLINE friend mask_type operator>(pack a, pack b) { return {a.v > b.v}; }
+    HEED_INLINE friend mask_type operator>=(pack a, pack b) { return {a.v >= b.v}; }
+    HEED_INLINE friend mask_type operator==(pack a, pack b) { return {a.v == b.v}; }
+    HEED_INLINE friend mask_type operator!=(pack a, pack b) { return {a.v != b.v}; }
+
+    HEED_INLINE friend pack fma(pack a, pack b, pack c) {
+#if defined(__AVX512F__)
+        if constexpr (std::is_same_v<T, float> && lanes == 16) return {batch_type(_mm512_fmadd_ps(a.v, b.v, c.v))};
+        if constexpr (std::is_same_v<T, double> && lanes == 8) return {batch_type(_mm512_fmadd_pd(a.v, b.v, c.v))};
+#endif
+        return {xsimd::fma(a.v, b.v, c.v)};
+    }
+    HEED_INLINE friend pack max(pack a, pack b) { return {xsimd::max(a.v, b.v)}; }
+    HEED_INLINE friend pack min(pack a, pack b) { return {xsimd::min(a.v, b.v)}; }
+    HEED_INLINE friend pack select(mask_type m, pack a, pack b) { return {xsimd::select(m.v, a.v, b.v)}; }
+
+    // Lane i is true iff bit i is set.
+    HEED_INLINE static mask_type mask_from_bits(std::uint64_t bits) {
+#if defined(__AVX512F__)
+        if constexpr (lanes == 16) return {typename mask_type::bits_type(static_cast<__mmask16>(bits))};
+        if constexpr (lanes == 8 && sizeof(T) == 8) return {typename mask_type::bits_type(static_cast<__mmask8>(bits))};
+#endif
+        alignas(64) static constexpr auto lane_bit = [] {
+            std::array<int_type, static_cast<std::size_t>(lanes)> a{};
+            for (int i = 0; i < lanes; ++i) a[static_cast<std::size_t>(i)] = int_type{1} << i;
+            return a;
+        }();
+        const auto bit = int_batch::load_unaligned(lane_bit.data());
+        const auto set = (int_batch(static_cast<int_type>(bits)) & bit) == bit;
+        using bits_type = typename mask_type::bits_type;
+        return {bits_type(std::bit_cast<typename bits_type::register_type>(static_cast<typename decltype(set)::register_type>(set)))};
+    }
+    // Sum of the lanes, in the order of the lanes.
+    HEED_INLINE friend T sum(pack a) {
+        alignas(64) T t[lanes];
+        a.store(t);
+        T total = t[0];
+        for (int i = 1; i < lanes; ++i) total += t[i];
+        return total;
+    }
+
+    // Nearest integer, ties to even, for |a| < 2^(mantissa bits - 1); NaN stays NaN.
+    HEED_INLINE friend pack round_small(pack a) {
+        const pack magic(static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0));
+        return (a + magic) - magic;
+    }
+    // a * 2^n for integral n, as long as the result is normal, by adding to the exponent; NaN in a stays NaN.
+    HEED_INLINE friend pack scale_by_power(pack a, pack n) {
+        constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
+#if defined(__AVX512F__)
+        // Conversions make 0x80.. of NaN, which the shift turns into 0: the payload of a NaN never becomes a number.
+        if constexpr (std::is_same_v<T, float> && lanes == 16)
+            return {batch_type(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), mantissa))))};
+        if constexpr (std::is_same_v<T, double> && lanes == 8)
+            return {batch_type(_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), _mm512_slli_epi64(_mm512_cvtpd_epi64(n.v), mantissa))))};
+#endif
+#if defined(__AVX2__)
+        if constexpr (std::is_same_v<T, float> && lanes == 8)
+            return {batch_type(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), mantissa))))};
+#endif
+        const pack magic(static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0));
+        const auto bits = recast<int_batch>(a.v) + (recast<int_batch>((n + magic).v) << mantissa);
+        return select(n == n, pack{recast<batch_type>(bits)}, n);
+    }
+
+    // 1/a to within 2 ulp for normal a; may be cheaper than a division.
+    HEED_INLINE friend pack reciprocal(pack a) {
+#if defined(__AVX512F__)
+        if constexpr (std::is_same_v<T, float> && lanes == 16) {
+            const pack r{batch_type(_mm512_rcp14_ps(a.v))};
+            return fma(r, fma(-a, r, pack(1)), r);
+        }
+#endif
+        return pack(1) / a;
+    }
+};
+
+// One lane at a time in a plain array: any number of lanes on any machine. Tests run the engine on odd widths with it.
+template <class T, int N>
+struct pack<T, arch::emulated<N>> {
+    using value_type = T;
+    using arch_type = arch::emulated<N>;
+    static constexpr int lanes = N;
+    struct mask_type {
+        bool v[N];
+        HEED_INLINE friend mask_type operator&(mask_type a, const mask_type& b) {
+            for (int i = 0; i < N; ++i) a.v[i] = a.v[i] && b.v[i];
+            return a;
+        }
+        HEED_INLINE friend mask_type operator|(mask_type a, const mask_type& b) {
+            for (int i = 0; i < N; ++i) a.v[i] = a.v[i] || b.v[i];
+            return a;
+        }
+        HEED_INLINE friend mask_type operator!(mask_type a) {
+            for (int i = 0; i < N; ++i) a.v[i] = !a.v[i];
+            return a;
+        }
+    };
+
+    T v[N];
+
+    pack() = default;
+    template <class S>
+        requires std::is_arithmetic_v<S>
+    HEED_INLINE pack(S s) {
+        for (T& x : v) x = static_cast<T>(s);
+    }
+    template <class F>
+    HEED_INLINE static pack made(F&& f) {
+        pack r;
+        for (int i = 0; i < N; ++i) r.v[i] = static_cast<T>(f(i));
+        return r;
+    }
+    template <class F>
+    HEED_INLINE static mask_type compared(F&& f) {
+        mask_type r;
+        for (int i = 0; i < N; ++i) r.v[i] = f(i);
+        return r;
+    }
+
+    HEED_INLINE static pack load(const T* p) {
+        return made([&](int i) { return p[i]; });
+    }
+    HEED_INLINE void store(T* p) const {
+        for (int i = 0; i < N; ++i) p[i] = v[i];
+    }
+    HEED_INLINE static pack load_partial(const T* p, int n) {
+        return made([&](int i) { return i < n ? p[i] : T{}; });
+    }
+    HEED_INLINE void store_partial(T* p, int n) const {
+        for (int i = 0; i < n; ++i) p[i] = v[i];
+    }
+    HEED_INLINE static pack iota(T start) {
+        return made([&](int i) { return start + static_cast<T>(i); });
+    }
+
+#define HEED_EMULATE(result, how, operation, expression)                                   \
+    HEED_INLINE friend result operation(const pack& a, const pack& b) {                    \
+        return how([&](int i) { return expression; });                                     \
+    }
+    HEED_EMULATE(pack, made, operator+, a.v[i] + b.v[i])
+    HEED_EMULATE(pack, made, operator-, a.v[i] - b.v[i])
+    HEED_EMULATE(pack, made, operator*, a.v[i] * b.v[i])
+    HEED_EMULATE(pack, made, operator/, a.v[i] / b.v[i])
+    HEED_EMULATE(pack, made, max, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
+    HEED_EMULATE(pack, made, min, a.v[i] < b.v[i] ? a.v[i] : b.v[i])
+    HEED_EMULATE(mask_type, compared, operator<, a.v[i] < b.v[i])
+    HEED_EMULATE(mask_type, compared, operator<=, a.v[i] <= b.v[i])
+    HEED_EMULATE(mask_type, compared, operator>, a.v[i] > b.v[i])
+    HEED_EMULATE(mask_type, compared, operator>=, a.v[i] >= b.v[i])
+    HEED_EMULATE(mask_type, compared, operator==, a.v[i] == b.v[i])
+    HEED_EMULATE(mask_type, compared, operator!=, a.v[i] != b.v[i])
+#undef HEED_EMULATE
+    HEED_INLINE friend pack operator-(const pack& a) {
+        return made([&](int i) { return -a.v[i]; });
+    }
+    HEED_INLINE pack& operator+=(const pack& b) { return *this = *this + b; }
+    HEED_INLINE pack& operator-=(const pack& b) { return *this = *this - b; }
+    HEED_INLINE pack& operator*=(const pack& b) { return *this = *this * b; }
+    HEED_INLINE pack& operator/=(const pack& b) { return *this = *this / b; }
+
+    HEED_INLINE friend pack fma(const pack& a, const pack& b, const pack& c) {
+        return made([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+    }
+    HEED_INLINE friend pack select(const mask_type& m, const pack& a, const pack& b) {
+        return made([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
+    }
+    HEED_INLINE static mask_type mask_from_bits(std::uint64_t bits) {
+        return compared([&](int i) { return (bits >> i & 1) != 0; });
+    }
+    HEED_INLINE friend bool any(const mask_type& m) {
+        bool r = false;
+        for (const bool x : m.v) r = r || x;
+        return r;
+    }
+    HEED_INLINE friend T sum(const pack& a) {
+        T total = a.v[0];
+        for (int i = 1; i < N; ++i) total += a.v[i];
+        return total;
+    }
+    HEED_INLINE friend pack round_small(const pack& a) {
+        return made([&](int i) { return std::nearbyint(a.v[i]); });
+    }
+    HEED_INLINE friend pack scale_by_power(const pack& a, const pack& n) {
+        return made([&](int i) { return n.v[i] == n.v[i] ? std::ldexp(a.v[i], static_cast<int>(n.v[i])) : n.v[i]; });
+    }
+    HEED_INLINE friend pack reciprocal(const pack& a) { return pack(1) / a; }
+};
+
+template <class S>
+inline constexpr bool is_pack = false;
+template <class T, class Arch>
+inline constexpr bool is_pack<pack<T, Arch>> = true;
+// Functions that xsimd has and the kernels need once a row at most.
+#define HEED_UNARY(name)                                                          \
+    template <class T, class Arch>                                                \
+    HEED_INLINE pack<T, Arch> name(const pack<T, Arch>& a) {                      \
+        if constexpr (std::is_array_v<decltype(pack<T, Arch>::v)>)\
+            return pack<T, Arch>::made([&](int i) { return std::name(a.v[i]); });  \
+        else                                                                      \
+            return {xsimd::name(a.v)};                                            \
+    }                                                                             \
+    template <class F>                                                            \
+        requires std::is_floating_point_v<F>                                      \
+    F name(F x) {                                                                 \
+        return std::name(x);                                                      \
+    }
+HEED_UNARY(abs)
+HEED_UNARY(sqrt)
+HEED_UNARY(log)
+HEED_UNARY(log2)
+HEED_UNARY(sin)
+HEED_UNARY(cos)
+#undef HEED_UNARY
+
+}  // namespace heed::inline HEED_ISA

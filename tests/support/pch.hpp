@@ -1,0 +1,3 @@
+#include "catch.hpp"
+
+#include <heed/heed.hpp>
