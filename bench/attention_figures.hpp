@@ -92,7 +92,10 @@ inline constexpr auto unchanged_score = [](double s, index, index, index) { retu
 
 // 16384 tokens with eight heads take seconds a call; heads follow one another, so a quick run takes one.
 inline shape for_session(const session& settings, shape s) {
-    if (settings.quick && s.keys >= 16384) s.key_heads = (s.heads = std::max<index>(1, s.heads / 8)) / s.group();
+    if (!settings.quick || s.keys < 16384) return s;
+    const index group = s.group();
+    s.key_heads = std::max<index>(1, s.heads / (8 * group));
+    s.heads = s.key_heads * group;
     return s;
 }
 

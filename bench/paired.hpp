@@ -32,9 +32,9 @@ inline double quantile(std::vector<double> values, double fraction) {
 
 inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
-// Processors this process may use, in order; what the figures with n threads pin themselves to.
-inline const std::vector<std::size_t>& processors() {
-    static const std::vector<std::size_t> list = [] {
+// Processors this process may use, best first; what the figures with n threads pin themselves to.
+inline std::vector<std::size_t>& processors() {
+    static std::vector<std::size_t> list = [] {
         std::vector<std::size_t> found;
 #if defined(__linux__)
         cpu_set_t set;
@@ -48,16 +48,31 @@ inline const std::vector<std::size_t>& processors() {
     return list;
 }
 
-// Pins the calling thread to the n-th of processors(), counted from the last: the first one serves most interrupts.
+// Pins the calling thread to the n-th of processors().
 inline void pin([[maybe_unused]] int n) {
 #if defined(__linux__)
     const auto& list = processors();
     if (list.empty()) return;
     cpu_set_t set;
     CPU_ZERO(&set);
-    CPU_SET(list[list.size() - 1 - static_cast<std::size_t>(n) % list.size()], &set);
+    CPU_SET(list[static_cast<std::size_t>(n) % list.size()], &set);
     sched_setaffinity(0, sizeof set, &set);
 #endif
+}
+
+// Puts the processors on which rate() is highest now first. On a shared host a neighbour on the other thread of a core costs up to
+// half of its rate for minutes at a time.
+template <class Rate>
+void find_quiet_processors(Rate&& rate) {
+    auto& list = processors();
+    std::vector<std::pair<double, std::size_t>> rated;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+        pin(static_cast<int>(i));
+        rated.emplace_back(rate(), list[i]);
+    }
+    std::stable_sort(rated.begin(), rated.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    for (std::size_t i = 0; i < list.size(); ++i) list[i] = rated[i].second;
+    pin(0);
 }
 
 // Highest priority where the system allows it; without the right to it nothing changes.

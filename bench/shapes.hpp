@@ -16,7 +16,8 @@ struct shape {
     index group() const { return heads / key_heads; }
     // d128_n4096, d64_q32_k1024, d128_n2048_g4.
     std::string name() const {
-        std::string text = "d" + std::to_string(head_dim);
+        std::string text = "d";
+        text += std::to_string(head_dim);
         text += queries == keys ? "_n" + std::to_string(keys) : "_q" + std::to_string(queries) + "_k" + std::to_string(keys);
         return group() == 1 ? text : text + "_g" + std::to_string(group());
     }

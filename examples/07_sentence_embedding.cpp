@@ -3,6 +3,7 @@
 // Sentences of any length run packed behind each other, without padding: `heed::segments` keeps them apart.
 // Model: Wang et al. 2020 (MiniLM), Reimers and Gurevych 2019 (sentence-transformers); fetch_minilm.py brings its files.
 #include <heed/heed.hpp>
+#include <heed/interop/eigen.hpp>
 
 #include "minilm/unicode.hpp"
 
@@ -85,20 +86,24 @@ public:
                  to_string(size - data_begin_));
     }
 
-    matrix read(const std::string& tensor, Eigen::Index rows, Eigen::Index columns) { return read(tensor, rows, columns, json{rows, columns}); }
+    matrix read(const std::string& tensor, Eigen::Index rows, Eigen::Index columns) {
+        return read(tensor, rows, columns, json{rows, columns});
+    }
     row read(const std::string& tensor, Eigen::Index columns) { return read(tensor, 1, columns, json::array({columns})); }
 
 private:
     matrix read(const std::string& tensor, Eigen::Index rows, Eigen::Index columns, const json& shape) {
         if (!header_.contains(tensor)) fail(name_ + " has no tensor " + tensor);
         const auto& entry = header_[tensor];
-        if (entry.value("dtype", json()) != "F32") fail(name_ + ": " + tensor + " must be F32, but is " + entry.value("dtype", json()).dump());
+        if (entry.value("dtype", json()) != "F32")
+            fail(name_ + ": " + tensor + " must be F32, but is " + entry.value("dtype", json()).dump());
         if (entry.value("shape", json()) != shape)
             fail(name_ + ": " + tensor + " must have shape " + shape.dump() + ", but has " + entry.value("shape", json()).dump());
         matrix values(rows, columns);
         const auto bytes = static_cast<std::uint64_t>(values.size()) * sizeof(float);
         const auto [begin, end] = offsets(tensor);
-        if (end - begin != bytes) fail(name_ + ": " + tensor + " must have " + to_string(bytes) + " bytes, but has " + to_string(end - begin));
+        if (end - begin != bytes)
+            fail(name_ + ": " + tensor + " must have " + to_string(bytes) + " bytes, but has " + to_string(end - begin));
         in_.seekg(static_cast<std::streamoff>(data_begin_ + begin));
         in_.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(bytes));
         if (!in_) fail(name_ + ": " + tensor + " cannot be read");
@@ -271,16 +276,21 @@ struct config {
             heads = model.at("num_attention_heads"), positions = model.at("max_position_embeddings");
             vocabulary = model.at("vocab_size"), types = model.at("type_vocab_size"), epsilon = model.at("layer_norm_eps");
             max_length = sentence.at("max_seq_length");
-            if (model.at("hidden_act") != "gelu") fail(model_file.string() + ": hidden_act must be gelu, but is " + model.at("hidden_act").dump());
+            if (model.at("hidden_act") != "gelu")
+                fail(model_file.string() + ": hidden_act must be gelu, but is " + model.at("hidden_act").dump());
         } catch (const json::exception& error) {
             fail(model_file.string() + " or " + sentence_file.filename().string() + " lacks a setting: " + error.what());
         }
         constexpr int largest = 1 << 24;
         for (const int size : {hidden, inner, layers, heads, positions, vocabulary, types})
-            if (size < 1 || size > largest) fail(model_file.string() + " has a size outside 1 to " + to_string(largest) + ": " + to_string(size));
-        if (hidden % heads != 0) fail(model_file.string() + ": hidden_size (" + to_string(hidden) + ") must be a multiple of num_attention_heads (" + to_string(heads) + ")");
+            if (size < 1 || size > largest)
+                fail(model_file.string() + " has a size outside 1 to " + to_string(largest) + ": " + to_string(size));
+        if (hidden % heads != 0)
+            fail(model_file.string() + ": hidden_size (" + to_string(hidden) + ") must be a multiple of num_attention_heads (" +
+                 to_string(heads) + ")");
         if (max_length < 2 || max_length > positions)
-            fail(sentence_file.string() + ": max_seq_length (" + to_string(max_length) + ") must lie between 2 and max_position_embeddings (" + to_string(positions) + ")");
+            fail(sentence_file.string() + ": max_seq_length (" + to_string(max_length) +
+                 ") must lie between 2 and max_position_embeddings (" + to_string(positions) + ")");
     }
 
     int hidden, inner, layers, heads, positions, vocabulary, types, max_length;
@@ -337,7 +347,9 @@ struct layer {
 class sentence_encoder {
 public:
     explicit sentence_encoder(const path& directory)
-        : config_(directory), tokenizer_(directory / "tokenizer.json", config_.max_length), file_(directory / "model.safetensors"),
+        : config_(directory),
+          tokenizer_(directory / "tokenizer.json", config_.max_length),
+          file_(directory / "model.safetensors"),
           words_(file_.read("embeddings.word_embeddings.weight", config_.vocabulary, config_.hidden)),
           positions_(file_.read("embeddings.position_embeddings.weight", config_.positions, config_.hidden)),
           type_(file_.read("embeddings.token_type_embeddings.weight", config_.types, config_.hidden).row(0)),
@@ -374,17 +386,16 @@ public:
 
 private:
     matrix encode(const std::vector<int>& ids, const std::vector<std::int32_t>& begins) const {
-        const auto tokens = static_cast<Eigen::Index>(ids.size()), head_size = Eigen::Index{config_.hidden / config_.heads};
-        matrix x(tokens, config_.hidden);
+        matrix x(ids.size(), config_.hidden);
         for (std::size_t s = 0; s + 1 < begins.size(); ++s)
             for (Eigen::Index t = begins[s]; t < begins[s + 1]; ++t)
                 x.row(t) = words_.row(ids[static_cast<std::size_t>(t)]) + positions_.row(t - begins[s]) + type_;
         embedding_norm_(x);
 
-        const auto heads = [&](auto& m) { return heed::thd(m.data(), tokens, config_.heads, head_size); };
+        const auto heads = [&](auto& m) { return heed::thd(m, config_.heads); };
         for (const auto& layer : layers_) {
             const matrix q = layer.query(x), k = layer.key(x), v = layer.value(x);
-            matrix attended(tokens, config_.hidden);
+            matrix attended(x.rows(), x.cols());
             heed::attention(heads(q), heads(k), heads(v), heads(attended), heed::segments{begins, begins});
             x += layer.attention_output(attended);
             layer.attention_norm(x);
@@ -460,7 +471,8 @@ void check(const sentence_encoder& encoder, const path& file) {
             const auto name = "sentence " + to_string(s + 1) + " (\"" + shortened(sentences[s], 30) + "\")";
             const auto tokens = encoder.tokens(sentences[s]), expected_tokens = entry.at("tokens").get<std::vector<int>>();
             if (tokens != expected_tokens)
-                fail(name + " has " + to_string(tokens.size()) + " tokens that differ from the " + to_string(expected_tokens.size()) + " of the reference");
+                fail(name + " has " + to_string(tokens.size()) + " tokens that differ from the " + to_string(expected_tokens.size()) +
+                     " of the reference");
             const auto numbers = entry.at("vector").get<std::vector<double>>();
             if (static_cast<Eigen::Index>(numbers.size()) != vectors.cols())
                 fail(name + " has " + to_string(vectors.cols()) + " numbers, the reference has " + to_string(numbers.size()));
@@ -471,7 +483,8 @@ void check(const sentence_encoder& encoder, const path& file) {
                         tokens.size(), shortened(sentences[s], 40).c_str());
             std::fflush(stdout);
             if (!(cosine >= required) || !(std::abs(actual.norm() - 1) < 1e-5))
-                fail(name + " must have cosine " + to_string(required) + " and length 1, but has " + to_string(cosine) + " and " + to_string(actual.norm()));
+                fail(name + " must have cosine " + to_string(required) + " and length 1, but has " + to_string(cosine) + " and " +
+                     to_string(actual.norm()));
             lowest = std::min(lowest, cosine);
         }
         std::printf("%zu sentences agree with the original, lowest cosine %.10f\n", sentences.size(), lowest);
@@ -499,7 +512,8 @@ int main(int argc, char** argv) {
     CLI::App app{"Embeds sentences with all-MiniLM-L6-v2 and prints the cosine similarity of each pair."};
     app.add_option("sentences", sentences, "sentences to embed");
     app.add_option("--file", sentence_file, "file with one more sentence per line");
-    app.add_option("--model", model, "directory with config.json, sentence_bert_config.json, tokenizer.json and model.safetensors")->capture_default_str();
+    app.add_option("--model", model, "directory with config.json, sentence_bert_config.json, tokenizer.json and model.safetensors")
+        ->capture_default_str();
     app.add_flag("--json", wants_json, "print the vectors as JSON instead of the similarities");
     app.add_option("--check", check_file, "compare with the vectors of a reference file; exit code 1 if they differ");
     CLI11_PARSE(app, argc, argv);

@@ -128,7 +128,9 @@ template <class Q, class K, class V, class T, class... Policies>
 auto state_attention(const char* door, const Q& q, const K& k, const V& v, const result<T>& into, const Policies&... policies) {
     check_policies<Policies...>();
     using source = typename Q::value_type;
-    static_assert(std::is_same_v<typename K::value_type, source> && std::is_same_v<typename V::value_type, source> && std::is_same_v<T, source>,
+    static_assert(!std::is_const_v<T>, "heed: the output is written, so its elements must not be const");
+    static_assert(std::is_same_v<typename K::value_type, source> && std::is_same_v<typename V::value_type, source> &&
+                      std::is_same_v<std::remove_const_t<T>, source>,
                   "heed: query, key, value and out must have one element type");
     static_assert(std::is_same_v<source, float> || std::is_same_v<source, double>, "heed: the element type must be float or double");
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;

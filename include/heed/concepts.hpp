@@ -8,6 +8,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 
@@ -35,10 +36,10 @@ enum class coverage { empty, partial, full };
 // Mask: which keys may a query see?
 //   bool allows(b, h, q, k)                     required
 //   coverage classify(b, h, tile)               what holds for all pairs of a tile; without it every tile is partial
-//   key_run keys(b, h, q_begin, q_end, from)    next run of keys at or after `from` that holds an allowed key of any of these queries,
-//                                               empty at the end; without it every key is visited
-//   void bits(b, h, tile, std::uint64_t* rows)  bit i of rows[j] = allows(b, h, tile.query_begin + i, tile.key_begin + j), at most 64
-//                                               queries; without it `allows` is asked for every pair
+//   key_run keys(b, h, q_begin, q_end, from)    the next run of keys at or after `from`; keys that it passes over are allowed for none
+//                                               of these queries; empty if none is left; without it every key is visited
+//   void bits(b, h, tile, std::uint64_t* rows)  bit i of rows[j] = allows(b, h, tile.query_begin + i, tile.key_begin + j), 0 past the
+//                                               queries, of which there are at most 64; without it `allows` is asked for every pair
 //   auto bind(extents)                          the mask for one sequence; without it the mask is used as it is
 //   void check(const char* door, extents)       throws std::invalid_argument for parameters that do not fit the extents
 // Laws, for every tile: empty => none allowed, full => all allowed, every allowed key is in a run, runs ascend, bits equal allows.
@@ -106,11 +107,61 @@ concept Accumulator = requires(const A& a, index i, std::span<double> row) {
 };
 
 // Executor: runs f(task, worker) for every task in [0, n), worker in [0, workers()), and returns when all are done; two tasks at a
-// time never share a worker. Law: results do not depend on the executor.
+// time never share a worker. An exception of a task reaches the caller. Law: results do not depend on the executor.
 template <class E>
 concept Executor = requires(const E& e, index n, void (*f)(index, index)) {
     { e.workers() } -> std::convertible_to<index>;
     e.bulk(n, f);
 };
+
+// The optional answers of a policy, with what holds without them.
+namespace ask {
+template <class M>
+constexpr coverage classify(const M& m, index b, index h, const score_tile& t) {
+    if constexpr (ClassifiedMask<M>)
+        return m.classify(b, h, t);
+    else
+        return coverage::partial;
+}
+template <class M>
+constexpr key_run keys(const M& m, index b, index h, index q_begin, index q_end, index from) {
+    if constexpr (RunMask<M>)
+        return m.keys(b, h, q_begin, q_end, from);
+    else
+        return {from, std::numeric_limits<index>::max()};
+}
+template <class M>
+void bits(const M& m, index b, index h, const score_tile& t, std::uint64_t* rows) {
+    if constexpr (BitMask<M>) {
+        m.bits(b, h, t, rows);
+    } else {
+        for (index k = t.key_begin; k < t.key_end; ++k) {
+            std::uint64_t row = 0;
+            for (index q = t.query_begin; q < t.query_end; ++q)
+                row |= std::uint64_t{static_cast<bool>(m.allows(b, h, q, k))} << (q - t.query_begin);
+            rows[k - t.key_begin] = row;
+        }
+    }
+}
+template <class P>
+constexpr auto bind(const P& p, const extents& e) {
+    if constexpr (requires { p.bind(e); })
+        return p.bind(e);
+    else
+        return p;
+}
+template <class P>
+void check(const P& p, const char* door, const extents& e) {
+    if constexpr (requires { p.check(door, e); }) p.check(door, e);
+}
+// Whether every pair of a partial tile is asked for alone, anywhere in the mask.
+template <class M>
+consteval bool every_pair() {
+    if constexpr (requires { M::asks_every_pair; })
+        return M::asks_every_pair;
+    else
+        return !BitMask<M>;
+}
+}  // namespace ask
 
 }  // namespace heed::inline HEED_ISA

@@ -7,6 +7,7 @@
 #include <heed/mask/algebra.hpp>
 #include <heed/mask/block.hpp>
 #include <heed/mask/causal.hpp>
+#include <heed/mask/rectangles.hpp>
 #include <heed/mask/view.hpp>
 #include <heed/mask/window.hpp>
 #include <heed/reference.hpp>

@@ -145,7 +145,8 @@ struct pack {
     HEED_INLINE friend mask_type operator>(pack a, pack b) { return {a.v > b.v}; }
     HEED_INLINE friend mask_type operator>=(pack a, pack b) { return {a.v >= b.v}; }
     HEED_INLINE friend mask_type operator==(pack a, pack b) { return {a.v == b.v}; }
-    HEED_INLINE friend mask_type operator!=(pack a, pack b) { return {a.v != b.v}; }
+    // NaN differs from itself; xsimd 8 says otherwise on AVX.
+    HEED_INLINE friend mask_type operator!=(pack a, pack b) { return !(a == b); }
 
     HEED_INLINE friend pack fma(pack a, pack b, pack c) {
 #if defined(__AVX512F__)
@@ -326,7 +327,7 @@ struct pack<T, arch::emulated<N>> {
         return made([&](int i) { return std::nearbyint(a.v[i]); });
     }
     HEED_INLINE friend pack scale_by_power(const pack& a, const pack& n) {
-        return made([&](int i) { return n.v[i] == n.v[i] ? std::ldexp(a.v[i], static_cast<int>(n.v[i])) : n.v[i]; });
+        return made([&](int i) { return std::isfinite(n.v[i]) ? std::ldexp(a.v[i], static_cast<int>(n.v[i])) : a.v[i] + n.v[i]; });
     }
     HEED_INLINE friend pack reciprocal(const pack& a) { return pack(1) / a; }
 };

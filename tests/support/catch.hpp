@@ -3,6 +3,12 @@
 // Approx and contains_text mean the same with both versions; the rest of the macros already do.
 #pragma once
 
+#if defined(__clang__)
+#if __has_warning("-Wc2y-extensions")
+#pragma clang diagnostic ignored "-Wc2y-extensions"  // Catch2's macros count with __COUNTER__
+#endif
+#endif
+
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 using Catch::Approx;

@@ -165,20 +165,29 @@ struct softmax_lanes {
     void finish(const softmax& policy, index head, index count, T* normaliser, T* lse) const {
         const bool has_sink = !policy.sinks.empty();
         const T logit = has_sink ? static_cast<T>(policy.sinks[static_cast<std::size_t>(head)]) : none;
+        // Weight of the largest score, by the same function that made it: where one key has all the weight, lse is its score.
+        for (index at = 0; at < stride_; at += P::lanes) {
+            P largest[1] = {P::load(top_ + at)};
+            exp2_all(largest);
+            largest[0].store(tile_top_ + at);
+        }
         for (index i = 0; i < count; ++i) {
             const bool seen = top_[i] > none || sum_[i] != sum_[i];
             T total = seen ? sum_[i] : T{0}, shrink = 1, reference = -start_[i];
             if (has_sink) {
-                T sink = logit * std::numbers::log2e_v<T> - reference;
-                if (!(sink <= 40)) {
-                    shrink = std::exp2(-sink);
-                    reference += sink;
-                    sink = 0;
+                const T sink = logit * std::numbers::log2e_v<T>, above = sink - reference;
+                if (seen && above <= 40) {
+                    total += std::exp2(above);
+                } else {
+                    if (seen) shrink = std::exp2(-above);
+                    reference = sink;
+                    total = total * shrink + 1;
                 }
-                total = total * shrink + std::exp2(sink);
             }
             normaliser[i] = seen ? shrink / total : T{0};
-            lse[i] = total == 0 ? none : (reference + std::log2(total)) * std::numbers::ln2_v<T>;
+            const bool from_top = seen && shrink == 1 && top_[i] > none;
+            const T log_total = from_top ? top_[i] + std::log2(total / tile_top_[i]) : std::log2(total);
+            lse[i] = total == 0 ? none : (reference + log_total) * std::numbers::ln2_v<T>;
         }
     }
 };

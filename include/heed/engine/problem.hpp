@@ -2,7 +2,6 @@
 #pragma once
 
 #include <heed/concepts.hpp>
-#include <heed/mask/algebra.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/source.hpp>
 #include <heed/tensor/view.hpp>

@@ -29,7 +29,7 @@ struct strip_memory {
 template <class T>
 struct tile_memory {
     T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch;
-    const T **key_rows, **value_rows;
+    const T **key_rows, **value_rows, **next_key_rows, **next_value_rows;
     std::uint64_t* bits;
 };
 
@@ -37,6 +37,26 @@ struct tile_memory {
 struct tile_segment {
     int begin, count, first, vectors;
     bool masked;
+};
+
+// Rows that are wanted soon, brought into the second cache a few at a time between products.
+template <class T>
+class row_prefetch {
+public:
+    row_prefetch() = default;
+    row_prefetch(const T* const* rows, int count, index features) : rows_(rows), end_(rows + count), features_(features) {}
+    HEED_INLINE void step() {
+        if (rows_ == end_) return;
+        const char* at = reinterpret_cast<const char*>(*rows_);
+        const char* end = reinterpret_cast<const char*>(*rows_ + features_);
+        for (; at < end; at += 64) prefetch(at);
+        ++rows_;
+    }
+
+private:
+    const T* const* rows_ = nullptr;
+    const T* const* end_ = nullptr;
+    index features_ = 0;
 };
 
 template <class Problem>
@@ -62,6 +82,8 @@ public:
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys * p.k.scratch_per_row()),
                 a.take<T>(tile_keys * p.v.scratch_per_row()),
+                a.take<const T*>(tile_keys),
+                a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
                 a.take<std::uint64_t>(tile_keys)};
@@ -101,13 +123,16 @@ public:
 
     // Takes in keys [key, key + count) of the sequence, whose rows are in the tile memory.
     template <class Mask, class Mods>
-    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence) {
+    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, row_prefetch<T>& next_keys,
+                row_prefetch<T>& next_values) {
+        next_keys_ = &next_keys;
+        next_values_ = &next_values;
         const score_tile tile{position_, position_ + count_, key, key + count};
         coverage seen = ask::classify(mask, batch, head_, tile);
         if (seen == coverage::empty) return;
         tile_segment segments[tile_keys / segment_keys];
         int n = 0;
-        if (seen == coverage::full && count % widest_rows(vectors_) == 0)
+        if (seen == coverage::full && count % shape::most_rows == 0)
             segments[n++] = {0, count, 0, vectors_, false};
         else
             n = cut(seen, batch, tile, mask, segments);
@@ -123,7 +148,7 @@ public:
             if (segments[i].masked && !all_finite(segments[i]))
                 values_one_by_one(segments[i]);
             else
-                dispatch(segments[i].vectors, [&](auto v) { values<decltype(v)::value>(segments[i]); });
+                for_steps(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s); });
         }
     }
 
@@ -169,17 +194,21 @@ private:
         return (0 + ... + (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
     }(std::make_index_sequence<mods>{});
 
-    static constexpr int widest_rows(int vectors) { return shape::rows(vectors); }
-
-    // Calls f with the number of vectors as a constant.
+    // Calls f for each register tile's width of a segment, the number of vectors as a constant.
     template <class F>
-    HEED_INLINE static void dispatch(int vectors, F&& f) {
-        if constexpr (shape::vectors >= 4)
-            if (vectors == 4) return f(std::integral_constant<int, 4>{});
-        if constexpr (shape::vectors >= 3)
-            if (vectors == 3) return f(std::integral_constant<int, 3>{});
-        if (vectors == 2) return f(std::integral_constant<int, 2>{});
-        f(std::integral_constant<int, 1>{});
+    HEED_INLINE static void for_steps(tile_segment s, F&& f) {
+        for (int rest = s.vectors; rest > 0; rest -= s.vectors, s.first += s.vectors) {
+            s.vectors = std::min(rest, shape::step);
+            if constexpr (shape::step >= 3)
+                if (s.vectors == 3) {
+                    f(std::integral_constant<int, 3>{}, s);
+                    continue;
+                }
+            if (s.vectors == 2)
+                f(std::integral_constant<int, 2>{}, s);
+            else
+                f(std::integral_constant<int, 1>{}, s);
+        }
     }
 
     // Cuts a tile into segments of equal extent and leaves the mask bits in the tile memory.
@@ -207,7 +236,7 @@ private:
             while ((some >> ((last - 1) * P::lanes) & one_vector) == 0) --last;
             std::uint64_t inside = all & ~((std::uint64_t{1} << (first * P::lanes)) - 1);
             if (last * P::lanes < 64) inside &= (std::uint64_t{1} << (last * P::lanes)) - 1;
-            const bool masked = (every & inside) != inside || (end - begin) % widest_rows(last - first) != 0;
+            const bool masked = (every & inside) != inside || (end - begin) % shape::most_rows != 0;
             tile_segment* before = n > 0 ? &segments[n - 1] : nullptr;
             if (before != nullptr && before->begin + before->count == begin && before->first == first && before->vectors == last - first &&
                 before->masked == masked)
@@ -236,12 +265,12 @@ private:
     void scores(const tile_segment* segments, int n, index batch, index key, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
         for (int i = 0; i < n; ++i)
-            dispatch(segments[i].vectors, [&](auto v) {
+            for_steps(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
-                if (segments[i].masked)
-                    score_rows<N, true>(segments[i], batch, key, count, mods_of_sequence);
+                if (s.masked)
+                    score_rows<N, true>(s, batch, key, count, mods_of_sequence);
                 else
-                    score_rows<N, false>(segments[i], batch, key, count, mods_of_sequence);
+                    score_rows<N, false>(s, batch, key, count, mods_of_sequence);
             });
     }
 
@@ -250,45 +279,64 @@ private:
     HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] index key, [[maybe_unused]] int count,
                                   [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
+        constexpr bool through_memory = Masked || !plain;
         const index depth = p_.depth();
         const index at = static_cast<index>(s.first) * P::lanes;
         const T* query = s_.query + at;
         for (int i = s.begin; i < s.begin + s.count; i += M) {
+            next_keys_->step();
+            next_values_->step();
             register_tile<M, N, P> tile;
             if constexpr (plain)
                 tile.start_from(state_.start() + at);
             else
                 tile.zero();
             tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
-            if constexpr (!plain) change(tile, i, at, batch, key, count, mods_of_sequence);
-            state_.template absorb<Masked, M, N>(tile.c, at, [&](int r, int j) {
-                return P::mask_from_bits(t_.bits[i + r] >> (static_cast<int>(at) + j * P::lanes));
-            });
+            if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
+        }
+        if constexpr (through_memory) weigh_rows<N, Masked>(s, batch, key, count, mods_of_sequence);
+    }
+
+    // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
+    // loop when masks or score modifications follow it in registers (57 instead of 28 instructions for 16 multiply-adds).
+    template <int N, bool Masked, class Mods>
+    HEED_NOINLINE void weigh_rows(const tile_segment& s, index batch, index key, int count, const Mods& mods_of_sequence) {
+        const index at = static_cast<index>(s.first) * P::lanes;
+        constexpr int rows = 2;
+        const int end = s.begin + (s.count + rows - 1) / rows * rows;
+        for (int i = s.begin; i < end; i += rows) {
+            T* weights = t_.weights + i * lanes + at;
+            P x[rows][N];
+            for (int r = 0; r < rows; ++r)
+                for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
+            if constexpr (!plain)
+                for (int r = 0; r < rows; ++r) change(x[r], i + r, at, batch, key, count, mods_of_sequence);
+            state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
+            for (int r = 0; r < rows; ++r)
+                for (int j = 0; j < N; ++j) x[r][j].store(weights + r * lanes + j * P::lanes);
         }
     }
 
-    // Raw products become scores in the accumulator's units.
-    template <int M, int N, class Mods>
-    HEED_INLINE void change(register_tile<M, N, P>& tile, int row, index at, index batch, index key, int count, const Mods& mods_of_sequence) {
+    // Raw products of one key become scores in the accumulator's units.
+    template <int N, class Mods>
+    HEED_INLINE void change(P (&x)[N], int row, index at, index batch, index key, int count, const Mods& mods_of_sequence) {
         using Sim = typename Problem::similarity_type;
         const P unit(static_cast<T>(Problem::accumulator_type::unit));
-        for (int r = 0; r < M; ++r) {
-            // Rows past the last key repeat it; nothing outside the sequence is asked for.
-            const index k = key + std::min(row + r, count - 1);
-            for (int j = 0; j < N; ++j) {
-                P s = tile.c[r][j];
-                const index lane = at + j * P::lanes;
-                if constexpr (Sim::uses_squares)
-                    s = p_.similarity(s, P::load(s_.query_square + lane), P(t_.key_square[row + r])) * P(static_cast<T>(p_.scale));
-                if constexpr (mods > 0) {
-                    const P query = P::load(s_.query_position + lane);
-                    const position<P> where{batch, head_, query, k, query - P(static_cast<T>(k))};
-                    const T* staged = t_.staged + (row + r) * lanes + lane;
-                    std::apply([&](const auto&... mod) { ((s = applied(mod, s, where, staged)), ...); }, mods_of_sequence);
-                }
-                tile.c[r][j] = fma(s, unit, P::load(state_.start() + lane));
+        // Rows past the last key repeat it; nothing outside the sequence is asked for.
+        const index k = key + std::min(row, count - 1);
+        for (int j = 0; j < N; ++j) {
+            P s = x[j];
+            const index lane = at + j * P::lanes;
+            if constexpr (Sim::uses_squares)
+                s = p_.similarity(s, P::load(s_.query_square + lane), P(t_.key_square[row])) * P(static_cast<T>(p_.scale));
+            if constexpr (mods > 0) {
+                const P query = P::load(s_.query_position + lane);
+                const position<P> where{batch, head_, query, k, query - P(static_cast<T>(k))};
+                const T* staged = t_.staged + row * lanes + lane;
+                std::apply([&](const auto&... mod) { ((s = applied(mod, s, where, staged)), ...); }, mods_of_sequence);
             }
+            x[j] = fma(s, unit, P::load(state_.start() + lane));
         }
     }
     template <class Mod>
@@ -358,6 +406,7 @@ private:
     strip_memory<T> s_;
     tile_memory<T> t_;
     lanes_type state_;
+    row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0;
     index head_ = 0, position_ = 0;
 };

@@ -39,6 +39,10 @@ public:
         if (units_ > 0 && units_ < enough_units) parts_ = std::clamp<index>(most_keys_ / split_keys, 1, enough_units / units_);
         part_keys_ = std::max<index>(1, (most_keys_ / parts_ + tile_keys) / tile_keys) * tile_keys;
 
+        // Below that, K and V of a head stay in the second cache by themselves.
+        prefetches_ = p_.k.scratch_per_row() == 0 && p_.v.scratch_per_row() == 0 &&
+                      most_keys_ * (p_.depth() + p_.width()) * static_cast<index>(sizeof(T)) >= 256 * 1024;
+
         arena worker;
         strip_type::take_tile(worker, p_);
         arena kept;
@@ -129,14 +133,24 @@ private:
         const auto tile = tile_of(worker);
         strip_array strips;
         open(strips, at, parts_ > 1 ? unit * parts_ + part : worker, tile);
-        for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, at.first + i * lanes);
-
         const auto mask = ask::bind(p_.mask, at.shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, at.shape)...}; }, p_.mods);
         const index key_head = at.head / p_.group();
         const index q_begin = at.first + at.shape.offset();
         const index q_end = std::min(at.rows.queries, at.first + at.count * lanes) + at.shape.offset();
         const index begin = part * part_keys_, end = parts_ > 1 ? std::min(at.rows.keys, begin + part_keys_) : at.rows.keys;
+        // The first rows come while the queries are transposed.
+        const key_run first_run = ask::keys(mask, at.number, at.head, q_begin, q_end, begin);
+        const index first_key = std::max(first_run.begin, begin);
+        const int first_count = static_cast<int>(std::clamp<index>(std::min(first_run.end, end) - first_key, 0, tile_keys));
+        row_prefetch<T> first_keys, first_values;
+        if (prefetches_) ahead(at, key_head, first_key, first_count, tile, first_keys, first_values);
+        for (int i = 0; i < first_count; ++i) {
+            first_keys.step();
+            first_values.step();
+        }
+        for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, at.first + i * lanes);
+
         for (index from = begin; from < end;) {
             key_run run = ask::keys(mask, at.number, at.head, q_begin, q_end, from);
             run.begin = std::max(run.begin, from);
@@ -145,7 +159,10 @@ private:
             for (index k = run.begin; k < run.end; k += tile_keys) {
                 const int count = static_cast<int>(std::min(tile_keys, run.end - k));
                 fetch(at, key_head, k, count, tile);
-                for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, k, count, mask, mods);
+                row_prefetch<T> next_keys, next_values;
+                if (prefetches_ && k + tile_keys < run.end)
+                    ahead(at, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), tile, next_keys, next_values);
+                for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, k, count, mask, mods, next_keys, next_values);
             }
             from = run.end;
         }
@@ -166,6 +183,14 @@ private:
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows, at.first + i * lanes);
     }
 
+    // Rows of a later tile, to be prefetched.
+    void ahead(const place& at, index key_head, index k, int count, const tile_memory<T>& tile, row_prefetch<T>& keys, row_prefetch<T>& values) const {
+        p_.k.rows(at.rows.batch, key_head, at.rows.key_begin + k, count, tile.key_scratch, tile.next_key_rows);
+        p_.v.rows(at.rows.batch, key_head, at.rows.key_begin + k, count, tile.value_scratch, tile.next_value_rows);
+        keys = {tile.next_key_rows, count, p_.depth()};
+        values = {tile.next_value_rows, count, p_.width()};
+    }
+
     // Row pointers of a tile of keys; rows up to the next full register tile repeat the last one.
     void fetch(const place& at, index key_head, index k, int count, const tile_memory<T>& tile) const {
         p_.k.rows(at.rows.batch, key_head, at.rows.key_begin + k, count, tile.key_scratch, tile.key_rows);
@@ -182,6 +207,7 @@ private:
 
     const Problem& p_;
     index strips_per_block_ = 1, blocks_ = 0, units_ = 0, parts_ = 1, most_keys_ = 0, part_keys_ = tile_keys;
+    bool prefetches_ = false;
     std::size_t list_bytes_ = 0, tile_bytes_ = 0, strips_bytes_ = 0;
     block* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;

@@ -1,4 +1,4 @@
-// exp2, exp, expm1 and tanh of vectors, and of scalars under the same names.
+// exp2, exp and tanh of vectors, and of scalars under the same names.
 //
 // exp2(x) = 2^n p(f) with n = round(x), f = x - n: a minimax polynomial with p(0) = 1, then an addition to the exponent; no
 // multiplication by 2^n and no scalef, which would share the multiply-add ports. Largest relative error 1.7e-7 (float, degree 5)
@@ -27,13 +27,24 @@ inline constexpr double exp2_coefficients<double>[] = {
 template <class T>
 inline constexpr T smallest_exponent = std::is_same_v<T, float> ? T(-126) : T(-1022);
 
-// 2^x - 1 for the fraction f of a rounded x.
+// The same on their own scale, so that 2^x - 1 is accurate relative to itself near 0: one degree more for float.
+template <class T>
+inline constexpr T fraction_coefficients[] = {0.6931471824645996, 0.24022649228572845, 0.05550357326865196,
+                                              0.009618237614631653, 0.0013390739914029837, 0.0001540351950097829};
+
+// 2^f - 1 for the fraction f of a rounded argument.
 template <class P>
 HEED_INLINE P exp2_fraction(const P& f) {
     using T = typename P::value_type;
-    constexpr int degree = sizeof(exp2_coefficients<T>) / sizeof(T);
-    P p(exp2_coefficients<T>[degree - 1]);
-    for (int i = degree - 2; i >= 0; --i) p = fma(p, f, P(exp2_coefficients<T>[i]));
+    constexpr const auto& c = []() -> const auto& {
+        if constexpr (std::is_same_v<T, double>)
+            return exp2_coefficients<double>;
+        else
+            return fraction_coefficients<T>;
+    }();
+    constexpr int degree = sizeof(c) / sizeof(T);
+    P p(c[degree - 1]);
+    for (int i = degree - 2; i >= 0; --i) p = fma(p, f, P(c[i]));
     return p * f;
 }
 
@@ -59,10 +70,11 @@ template <class T, class Arch>
 HEED_INLINE pack<T, Arch> exp2(const pack<T, Arch>& a) {
     using P = pack<T, Arch>;
     constexpr T largest = std::is_same_v<T, float> ? T(127) : T(1023);
-    P x[1] = {min(P(largest), a)};
+    // The last binade in two steps.
+    const auto high = a > P(largest);
+    P x[1] = {select(high, min(P(largest), a - P(1)), a)};
     exp2_all(x);
-    const P inside = select(a > P(largest + T(0.5)), P(std::numeric_limits<T>::infinity()), x[0]);
-    return select(a < P(smallest_exponent<T>), P(0), inside);
+    return select(a < P(smallest_exponent<T>), P(0), select(high, x[0] + x[0], x[0]));
 }
 template <class T, class Arch>
 HEED_INLINE pack<T, Arch> exp(const pack<T, Arch>& a) {
@@ -73,26 +85,19 @@ HEED_INLINE pack<T, Arch> exp(const pack<T, Arch>& a) {
     constexpr T low = std::is_same_v<T, float> ? T(1.428606765330187e-6) : T(1.90821492927058770002e-10);
     const P f = fma(n, P(-low), fma(n, P(-high), a)) * P(std::numbers::log2e_v<T>);
     const P fraction = exp2_fraction(f) + P(1);
-    const P m = max(P(smallest_exponent<T>), min(P(std::is_same_v<T, float> ? T(127) : T(1023)), n));
-    const P whole = scale_by_power(fraction, m);
-    const P inside = select(n > P(std::is_same_v<T, float> ? T(127) : T(1023)), P(std::numeric_limits<T>::infinity()), whole);
-    return select(n < P(smallest_exponent<T>), P(0), inside);
-}
-// e^x - 1 for |x| <= 40, accurate near 0.
-template <class T, class Arch>
-HEED_INLINE pack<T, Arch> expm1_small(const pack<T, Arch>& a) {
-    using P = pack<T, Arch>;
-    const P x = a * P(std::numbers::log2e_v<T>), n = round_small(x);
-    const P power = scale_by_power(P(1), n);
-    return fma(power, exp2_fraction(x - n), power - P(1));
+    constexpr T largest = std::is_same_v<T, float> ? T(127) : T(1023);
+    const P whole = scale_by_power(fraction, max(P(smallest_exponent<T>), min(P(largest), n)));
+    const P above = select(n > P(largest + 1), P(std::numeric_limits<T>::infinity()), whole + whole);
+    return select(n < P(smallest_exponent<T>), P(0), select(n > P(largest), above, whole));
 }
 // t / (t + 2) with t = e^(2x) - 1: relative accuracy everywhere, one exponential.
 template <class T, class Arch>
 HEED_INLINE pack<T, Arch> tanh(const pack<T, Arch>& a) {
     using P = pack<T, Arch>;
     constexpr T limit = std::is_same_v<T, float> ? T(10) : T(20);
-    const P x = min(P(limit), max(P(-limit), a));
-    const P t = expm1_small(x + x);
+    const P x = min(P(limit), max(P(-limit), a)) * P(2 * std::numbers::log2e_v<T>), n = round_small(x);
+    const P power = scale_by_power(P(1), n);
+    const P t = fma(power, exp2_fraction(x - n), power - P(1));
     return t * reciprocal(t + P(2));
 }
 

@@ -1,7 +1,8 @@
 // a & b, a | b, !a on masks, and mask_mod(f) that makes a mask of a function f(batch, head, query, key).
 //
 // Coverage follows: `&` takes the minimum, `|` the maximum, `!` swaps. A mask that answers only `allows` works everywhere; its tiles
-// are partial, and every pair is asked. Parameters are kept by value.
+// are partial, and every pair is asked. Parameters are kept by value. Where neither operand is a type of heed, say
+// `using heed::operator&, heed::operator|, heed::operator!;` first.
 #pragma once
 
 #include <heed/concepts.hpp>
@@ -18,64 +19,11 @@ namespace heed::inline HEED_ISA {
 // Every key. What a call without a mask uses.
 struct everything {
     using axis = axes::mask;
+    static constexpr bool asks_every_pair = false;
     constexpr bool allows(index, index, index, index) const { return true; }
     constexpr coverage classify(index, index, const score_tile&) const { return coverage::full; }
     constexpr key_run keys(index, index, index, index, index from) const { return {from, std::numeric_limits<index>::max()}; }
 };
-
-// The optional answers of a mask, with what is true without them.
-namespace ask {
-template <class M>
-constexpr coverage classify(const M& m, index b, index h, const score_tile& t) {
-    if constexpr (ClassifiedMask<M>)
-        return m.classify(b, h, t);
-    else
-        return coverage::partial;
-}
-template <class M>
-constexpr key_run keys(const M& m, index b, index h, index q_begin, index q_end, index from) {
-    if constexpr (RunMask<M>)
-        return m.keys(b, h, q_begin, q_end, from);
-    else
-        return {from, std::numeric_limits<index>::max()};
-}
-template <class M>
-void bits(const M& m, index b, index h, const score_tile& t, std::uint64_t* rows) {
-    if constexpr (BitMask<M>) {
-        m.bits(b, h, t, rows);
-    } else {
-        for (index k = t.key_begin; k < t.key_end; ++k) {
-            std::uint64_t row = 0;
-            for (index q = t.query_begin; q < t.query_end; ++q)
-                row |= std::uint64_t{static_cast<bool>(m.allows(b, h, q, k))} << (q - t.query_begin);
-            rows[k - t.key_begin] = row;
-        }
-    }
-}
-template <class P>
-constexpr auto bind(const P& p, const extents& e) {
-    if constexpr (requires { p.bind(e); })
-        return p.bind(e);
-    else
-        return p;
-}
-template <class P>
-void check(const P& p, const char* door, const extents& e) {
-    if constexpr (requires { p.check(door, e); }) p.check(door, e);
-}
-template <class M>
-inline constexpr bool answers_fast = BitMask<M>;
-// Whether every pair of a partial tile is asked for alone, anywhere in the mask.
-template <class M>
-consteval bool every_pair() {
-    if constexpr (std::is_same_v<M, everything>)
-        return false;
-    else if constexpr (requires { M::asks_every_pair; })
-        return M::asks_every_pair;
-    else
-        return !BitMask<M>;
-}
-}  // namespace ask
 
 template <class A, class B>
 struct both {
@@ -99,7 +47,7 @@ struct both {
         }
     }
     void bits(index i, index h, const score_tile& t, std::uint64_t* rows) const
-        requires(ask::answers_fast<A> || ask::answers_fast<B>)
+        requires(BitMask<A> || BitMask<B>)
     {
         std::uint64_t other[64];
         for (score_tile part = t; part.key_begin < t.key_end; part.key_begin = part.key_end) {
@@ -141,7 +89,7 @@ struct either {
         return {std::min(x.begin, y.begin), std::max(x.end, y.end)};
     }
     void bits(index i, index h, const score_tile& t, std::uint64_t* rows) const
-        requires(ask::answers_fast<A> || ask::answers_fast<B>)
+        requires(BitMask<A> || BitMask<B>)
     {
         std::uint64_t other[64];
         for (score_tile part = t; part.key_begin < t.key_end; part.key_begin = part.key_end) {
@@ -174,7 +122,7 @@ struct negation {
         return c == coverage::empty ? coverage::full : c == coverage::full ? coverage::empty : c;
     }
     void bits(index i, index h, const score_tile& t, std::uint64_t* rows) const
-        requires ask::answers_fast<A>
+        requires BitMask<A>
     {
         ask::bits(a, i, h, t, rows);
         const index n = t.query_end - t.query_begin;

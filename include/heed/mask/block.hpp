@@ -129,6 +129,7 @@ private:
         require(counts.extent(0) == 1 || counts.extent(0) == e.batch, door, name, "batch", counts.extent(0), "must be 1 or equal batch", e.batch);
         require(counts.extent(1) == 1 || counts.extent(1) == e.heads, door, name, "heads", counts.extent(1), "must be 1 or equal heads", e.heads);
         require(counts.extent(2) >= query_blocks, door, name, "query blocks", counts.extent(2), "must cover the queries, blocks", query_blocks);
+        require(entries.data != nullptr || entries.empty(), door, entries_name, "must not be null");
         for (int i = 0; i < 3; ++i)
             require(entries.extent(i) == counts.extent(i), door, entries_name, "extent", entries.extent(i), "must equal that of the counts",
                     counts.extent(i));

@@ -5,6 +5,8 @@
 #include <heed/mask/causal.hpp>
 #include <heed/tensor/error.hpp>
 
+#include <algorithm>
+
 namespace heed::inline HEED_ISA {
 
 struct sliding_window {
@@ -23,7 +25,7 @@ struct sliding_window {
     }
 
 private:
-    constexpr band_mask rule() const { return {.left = left, .right = right}; }
+    constexpr band_mask rule() const { return {.left = std::min(left, unlimited), .right = std::min(right, unlimited)}; }
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <span>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -103,20 +104,30 @@ struct score_function {
 
     template <class S>
     HEED_INLINE S operator()(S s, const position<S>& at) const {
-        if constexpr (takes<S>) {
+        using T = scalar_t<S>;
+        if constexpr (takes<S> && std::is_floating_point_v<S>) {
+            return alone(s, at);
+        } else if constexpr (takes<S>) {
             return static_cast<S>(f(s, at));
-        } else {
-            using T = scalar_t<S>;
-            static_assert(takes<T> && !std::is_same_v<S, T>,
-                          "heed: a score_mod must be callable as f(score, at) through a const reference and return the new score");
+        } else if constexpr (takes<T>) {
             alignas(64) T scores[S::lanes], query[S::lanes], apart[S::lanes];
             s.store(scores);
             at.query.store(query);
             at.apart.store(apart);
             for (int i = 0; i < S::lanes; ++i)
-                scores[i] = static_cast<T>(f(scores[i], position<T>{at.batch, at.head, query[i], at.key, apart[i]}));
+                scores[i] = alone(scores[i], position<T>{at.batch, at.head, query[i], at.key, apart[i]});
             return S::load(scores);
+        } else {
+            static_assert(takes<T>, "heed: a score_mod must be callable as f(score, at) through a const reference and return the new score");
+            return s;
         }
+    }
+
+private:
+    // Through the standard library, where compilers do not warn that a function of float is given a double.
+    template <class S>
+    HEED_INLINE S alone(S s, const position<S>& at) const {
+        return static_cast<S>(std::apply(f, std::tie(s, at)));
     }
 };
 template <class F>

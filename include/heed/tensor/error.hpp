@@ -33,16 +33,19 @@ private:
     std::string text_;
 };
 
+template <class... Parts>
+[[noreturn]] HEED_NOINLINE void refuse(const char* door, const Parts&... parts) {
+    sentence message(door);
+    (message << ... << parts);
+    throw std::invalid_argument(message.text());
+}
+
 // Throws unless the rule holds. Words and numbers follow each other as in `sentence`.
 template <class... Parts>
 HEED_INLINE void require(bool holds, const char* door, const Parts&... parts) {
     if (holds) [[likely]]
         return;
-    [](const char* d, const Parts&... p) HEED_NOINLINE {
-        sentence message(d);
-        (message << ... << p);
-        throw std::invalid_argument(message.text());
-    }(door, parts...);
+    refuse(door, parts...);
 }
 
 }  // namespace heed::inline HEED_ISA

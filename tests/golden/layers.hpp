@@ -1,0 +1,63 @@
+// Layers around attention, in Eigen: tokens are rows. All products go through one function, because each form of one costs seconds to
+// compile.
+#pragma once
+
+#include "array.hpp"
+
+#include <Eigen/Dense>
+
+#include <cmath>
+#include <numbers>
+
+namespace golden {
+
+template <class T>
+using matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class T>
+using matrix_map = Eigen::Map<const matrix<T>>;
+template <class T>
+using matrix_ref = Eigen::Ref<const matrix<T>, 0, Eigen::OuterStride<>>;
+
+// The whole tensor, or entry i of its first axis, as a matrix with the last axis in columns.
+template <class T>
+matrix_map<T> rows_of(const tensor<T>& t) {
+    const index columns = t.shape.empty() ? 1 : t.shape.back();
+    return {t.data(), columns == 0 ? 0 : t.size() / columns, columns};
+}
+template <class T>
+matrix_map<T> entry(const tensor<T>& t, index i) {
+    const index columns = t.shape.back(), size = t.size() / t.extent(0);
+    return {t.data() + i * size, size / columns, columns};
+}
+// A tensor that holds the elements of a matrix in their order.
+template <class T, class Derived>
+tensor<T> as_tensor(const Eigen::MatrixBase<Derived>& m, extents_list shape) {
+    tensor<T> t(std::move(shape));
+    Eigen::Map<matrix<T>>(t.data(), m.rows(), m.cols()) = m;
+    return t;
+}
+
+// a b'
+template <class T>
+matrix<T> times_transposed(const matrix_ref<T>& a, const matrix_ref<T>& b) {
+    return a * b.transpose();
+}
+
+template <class T>
+matrix<T> linear(const matrix<T>& x, const matrix_map<T>& weight, const matrix_map<T>& bias) {
+    return times_transposed<T>(x, weight).rowwise() + bias.row(0);
+}
+
+template <class T>
+matrix<T> layer_norm(const matrix<T>& x, const matrix_map<T>& gain, const matrix_map<T>& bias, double epsilon) {
+    const matrix<T> centred = x.colwise() - x.rowwise().mean();
+    const auto deviation = (centred.rowwise().squaredNorm() / static_cast<T>(x.cols())).array() + static_cast<T>(epsilon);
+    return ((centred.array().colwise() / deviation.sqrt()).rowwise() * gain.row(0).array()).rowwise() + bias.row(0).array();
+}
+
+template <class T>
+matrix<T> gelu(const matrix<T>& x) {
+    return x.unaryExpr([](T a) { return a / 2 * (1 + std::erf(a / std::numbers::sqrt2_v<T>)); });
+}
+
+}  // namespace golden

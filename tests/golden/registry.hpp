@@ -1,0 +1,56 @@
+// register_paper(number, name, checks, operators): what a file in tests/papers tells the runner.
+//
+// An operator is the text, or its beginning, of the `operator` line in meta.txt, and a function that takes problem<double> and
+// problem<float> alike and returns arrays by the names that meta.txt gives them.
+#pragma once
+
+#include "array.hpp"
+#include "case.hpp"
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace golden {
+
+using answers = std::map<std::string, array>;
+
+// Which arrays of a case are checked: those on its line `expected`, and those on its line `gradients`.
+inline constexpr unsigned forward = 1, gradients = 2;
+
+struct handler {
+    std::string beginning;
+    std::function<answers(const problem<double>&)> in_double;
+    std::function<answers(const problem<float>&)> in_float;
+
+    template <class F>
+    handler(std::string text, F f) : beginning(std::move(text)), in_double(f), in_float(f) {}
+};
+
+struct paper {
+    std::string name;
+    unsigned checks = forward;
+    std::vector<handler> operators;
+
+    // The handler with the longest beginning that fits, or null.
+    const handler* find(std::string_view text) const {
+        const handler* best = nullptr;
+        for (const handler& h : operators)
+            if (text.starts_with(h.beginning) && (best == nullptr || h.beginning.size() > best->beginning.size())) best = &h;
+        return best;
+    }
+};
+
+inline std::map<int, paper>& papers() {
+    static std::map<int, paper> all;
+    return all;
+}
+
+inline bool register_paper(int number, std::string name, unsigned checks, std::vector<handler> operators) {
+    return papers().emplace(number, paper{std::move(name), checks, std::move(operators)}).second;
+}
+
+}  // namespace golden

@@ -1,0 +1,41 @@
+#include "support/catch.hpp"
+
+#include <heed/kernel/transpose.hpp>
+
+#include <numeric>
+#include <vector>
+
+namespace {
+
+// Every small shape, rows in scattered places; what is not part of the result must stay as it was.
+template <class T>
+int wrong_shapes(T factor) {
+    constexpr heed::index most = 35, gap = 3;
+    constexpr T untouched = T(-1);
+    int wrong = 0;
+    for (heed::index rows = 0; rows <= most; ++rows)
+        for (heed::index columns = 0; columns <= most; ++columns) {
+            const heed::index to_stride = rows + gap;
+            std::vector<T> from(static_cast<std::size_t>((rows + 1) * (columns + gap))),
+                to(static_cast<std::size_t>((columns + 1) * to_stride), untouched);
+            std::iota(from.begin(), from.end(), T(1));
+            const auto row = [&](heed::index r) { return from.data() + (r * 7 % (rows % 7 == 0 ? rows + 1 : rows)) * (columns + gap); };
+            heed::transpose_into(row, rows, columns, to.data(), to_stride, factor);
+            bool right = true;
+            for (heed::index c = 0; c <= columns; ++c)
+                for (heed::index r = 0; r < to_stride; ++r) {
+                    const T expected = c < columns && r < rows ? row(r)[c] * factor : untouched;
+                    right = right && to[static_cast<std::size_t>(c * to_stride + r)] == expected;
+                }
+            wrong += !right;
+        }
+    return wrong;
+}
+
+}  // namespace
+
+TEST_CASE("rows become lanes for every shape, and nothing else is written") {
+    CHECK(wrong_shapes<float>(1) == 0);
+    CHECK(wrong_shapes<float>(-0.5f) == 0);
+    CHECK(wrong_shapes<double>(3) == 0);
+}

@@ -1,0 +1,100 @@
+// What README.md shows, compiled and run; test static/readme compares the two texts.
+#include "support/catch.hpp"
+
+#include "laws/mask.hpp"
+
+#include <heed/heed.hpp>
+#include <heed/interop/eigen_pool.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace {
+
+struct same_parity {
+    using axis = heed::axes::mask;
+    bool allows(heed::index, heed::index, heed::index query, heed::index key) const { return (query - key) % 2 == 0; }
+};
+
+TEST_CASE("a mask of one's own is one struct, its law test one line") { CHECK(laws::check_mask(same_parity{})); }
+
+TEST_CASE("the calls of the README") {
+    constexpr heed::index batch = 1, heads = 4, key_heads = 2, tokens = 40, features = 16;
+    std::mt19937 random(5);
+    std::normal_distribution<float> normal;
+    const auto filled = [&](heed::index n) {
+        std::vector<float> x(static_cast<std::size_t>(n));
+        for (float& e : x) e = normal(random);
+        return x;
+    };
+    const auto queries = filled(batch * tokens * heads * features), keys = filled(batch * tokens * key_heads * features),
+               values = filled(batch * tokens * key_heads * features);
+    std::vector<float> outputs(queries.size()), expected(queries.size()), row_lse(batch * heads * tokens);
+    const auto wanted = heed::bthd(expected.data(), batch, tokens, heads, features);
+    const auto agrees = [&] {
+        float worst = 0;
+        for (std::size_t i = 0; i < outputs.size(); ++i) worst = std::max(worst, std::abs(outputs[i] - expected[i]));
+        return worst < 2e-6f;
+    };
+
+    const auto q = heed::bthd(queries.data(), batch, tokens, heads, features);
+    const auto k = heed::bthd(keys.data(), batch, tokens, key_heads, features);
+    const auto v = heed::bthd(values.data(), batch, tokens, key_heads, features);
+    const auto out = heed::bthd(outputs.data(), batch, tokens, heads, features);
+
+    heed::attention(q, k, v, out, heed::causal);
+    heed::reference::attention(q, k, v, wanted, heed::causal);
+    CHECK(agrees());
+
+    Eigen::ThreadPool threads(2);
+    const heed::eigen_pool pool(threads);
+    heed::attention(q, k, v, out, heed::causal, heed::sliding_window{.left = 4096}, heed::softcap{50.f}, pool);
+    heed::reference::attention(q, k, v, wanted, heed::causal, heed::softcap{50.f});
+    CHECK(agrees());
+
+    const std::vector<float> slope{0.5f, 0.25f, 0.125f, 0.0625f};
+    heed::attention(q, k, v, out, heed::causal, heed::score_mod([&](auto s, auto at) { return s - slope[at.head] * at.distance(); }));
+    heed::reference::attention(q, k, v, wanted, heed::causal, heed::alibi{slope});
+    CHECK(agrees());
+
+    const std::vector<std::int32_t> begins{0, 7, 19, 40};  // three sequences of 7, 12 and 21 tokens behind each other
+    heed::attention(q, k, v, out, heed::segments{begins, begins}, heed::causal);
+    heed::reference::attention(q, k, v, wanted, heed::causal,
+                               heed::mask_mod([](auto, auto, auto i, auto j) { return (i >= 7) == (j >= 7) && (i >= 19) == (j >= 19); }));
+    CHECK(agrees());
+
+    const heed::attention_plan plan = heed::plan(q, k, v, out, heed::causal, pool);
+    std::vector<std::byte> memory(plan.workspace_bytes);
+    heed::attention(q, k, v, out, heed::causal, pool, heed::workspace{memory}, heed::require_fast{});
+    heed::reference::attention(q, k, v, wanted, heed::causal);
+    CHECK(agrees());
+
+    const auto lse = heed::bht(row_lse.data(), batch, heads, tokens);
+    std::vector<float> far_outputs(queries.size()), near_outputs(queries.size()), far_row_lse(row_lse.size()), near_row_lse(row_lse.size());
+    const heed::result far{heed::bthd(far_outputs.data(), batch, tokens, heads, features),
+                           heed::bht(far_row_lse.data(), batch, heads, tokens)};
+    const heed::result near{heed::bthd(near_outputs.data(), batch, tokens, heads, features),
+                            heed::bht(near_row_lse.data(), batch, heads, tokens)};
+    const auto far_k = heed::bthd(keys.data(), batch, tokens / 2, key_heads, features),
+               far_v = heed::bthd(values.data(), batch, tokens / 2, key_heads, features);
+    const heed::index later = tokens / 2 * key_heads * features;
+    const auto near_k = heed::bthd(keys.data() + later, batch, tokens / 2, key_heads, features),
+               near_v = heed::bthd(values.data() + later, batch, tokens / 2, key_heads, features);
+    heed::attention(q, far_k, far_v, far);  // far and near are heed::result{out, lse}
+    heed::attention(q, near_k, near_v, near, heed::causal);
+    heed::merge_states(heed::result{out, lse}, far, near);
+    std::vector<float> whole_lse(row_lse.size());
+    heed::reference::attention(q, k, v, heed::result{wanted, heed::bht(whole_lse.data(), batch, heads, tokens)},
+                               heed::causal | heed::mask_mod([](auto, auto, auto, auto j) { return j < 20; }));
+    CHECK(agrees());
+    for (std::size_t i = 0; i < row_lse.size(); ++i) CHECK(std::abs(row_lse[i] - whole_lse[i]) < 2e-6f);
+
+    const auto thirty = heed::bthd(queries.data(), 1, 1, 30, 1), eight = heed::bthd(keys.data(), 1, 1, 8, 1);
+    CHECK_THROWS_WITH(heed::attention(thirty, eight, eight, heed::bthd(outputs.data(), 1, 1, 30, 1)),
+                      "heed::attention: query heads (30) must be a multiple of key heads (8)");
+}
+
+}  // namespace
