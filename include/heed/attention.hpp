@@ -63,7 +63,9 @@ void check_source(const char* door, const char* name, const S& s) {
 template <class Problem>
 void check_attention(const char* door, const Problem& p) {
     const std::array<index, 4> q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
-    const auto same = [&](const char* what, const char* a, index x, const char* b, index y) { require(x == y, door, a, what, x, "must equal", b, what, y); };
+    const auto same = [&](const char* what, const char* a, index x, const char* b, index y) {
+        require(x == y, door, a, what, x, "must equal", b, what, y);
+    };
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
     check_source(door, "value", p.v);
@@ -141,9 +143,10 @@ auto state_attention(const char* door, const Q& q, const K& k, const V& v, const
     auto sequences = one_on<axes::sequences>(whole_batch{}, policies...);
     const auto given = one_on<axes::scale>(scale{similarity.default_scale(q.shape()[3])}, policies...);
     const auto shape = q.shape();
-    attention_problem<arch_type, Q, K, V, T, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator), decltype(sequences)> p{
-        q, k, v, into.out, into.lse, {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]}, similarity, given.value, mods, mask, accumulator,
-        sequences};
+    attention_problem<arch_type, Q, K, V, T, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator),
+                      decltype(sequences)>
+        p{q,          k,           v,    into.out, into.lse,    {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]},
+          similarity, given.value, mods, mask,     accumulator, sequences};
     given.check(door, p.whole);
     check_attention(door, p);
     if constexpr (count_on<axes::requirement, Policies...> == 1) {

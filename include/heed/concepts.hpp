@@ -63,9 +63,9 @@ concept BitMask = Mask<M> && requires(const M& m, index i, score_tile t, std::ui
 template <class S>
 struct position {
     index batch = 0, head = 0;
-    S query{};      // in key coordinates
+    S query{};  // in key coordinates
     index key = 0;
-    S apart{};      // query - key
+    S apart{};  // query - key
     constexpr const S& distance() const { return apart; }
 };
 
@@ -75,7 +75,8 @@ struct position {
 //   auto bind(extents)                             optional, as for masks
 //   void stage(b, h, tile, T* rows, index stride)  optional: writes the tile's parameters to rows[key * stride + query]; then the
 //                                                  engine calls apply(score, staged) instead of operator()
-// Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto) const { return s + s; } };
+// Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto)
+// const { return s + s; } };
 template <class F, class S>
 concept ScoreMod = requires(const F& f, S s, position<S> at) {
     { f(s, at) } -> std::convertible_to<S>;

@@ -30,5 +30,5 @@ namespace heed {
 inline namespace HEED_ISA {
 // Extents, strides and positions; signed, so that differences are.
 using index = std::ptrdiff_t;
-}
+}  // namespace HEED_ISA
 }  // namespace heed

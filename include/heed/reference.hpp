@@ -18,7 +18,8 @@ namespace reference {
 
 template <class Q, class K, class V, class Out, class... Policies>
 void attention(const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
-    const auto p = doors::state_attention("reference::attention", row_source(q), row_source(k), row_source(v), doors::as_result(out), policies...);
+    const auto p =
+        doors::state_attention("reference::attention", row_source(q), row_source(k), row_source(v), doors::as_result(out), policies...);
     using Problem = std::remove_const_t<decltype(p)>;
     using T = typename Problem::T;
     const index depth = p.depth(), width = p.width();
@@ -63,9 +64,11 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
                 for (index j = 0; j < rows.keys; ++j) {
                     if (!mask.allows(s, h, at_query, j)) continue;
                     for (index d = 0; d < width; ++d)
-                        sum[static_cast<std::size_t>(d)] += weights[static_cast<std::size_t>(j)] * values[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)];
+                        sum[static_cast<std::size_t>(d)] +=
+                            weights[static_cast<std::size_t>(j)] * values[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)];
                 }
-                for (index d = 0; d < width; ++d) p.out(rows.batch, h, rows.query_begin + i, d) = static_cast<T>(sum[static_cast<std::size_t>(d)]);
+                for (index d = 0; d < width; ++d)
+                    p.out(rows.batch, h, rows.query_begin + i, d) = static_cast<T>(sum[static_cast<std::size_t>(d)]);
                 if (p.lse.data != nullptr) p.lse(rows.batch, h, rows.query_begin + i) = static_cast<T>(lse);
             }
         }

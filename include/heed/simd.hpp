@@ -195,13 +195,16 @@ struct pack {
 #if defined(__AVX512F__)
         // Conversions make 0x80.. of NaN, which the shift turns into 0: the payload of a NaN never becomes a number.
         if constexpr (std::is_same_v<T, float> && lanes == 16)
-            return {batch_type(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), mantissa))))};
+            return {batch_type(
+                _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_cvtps_epi32(n.v), mantissa))))};
         if constexpr (std::is_same_v<T, double> && lanes == 8)
-            return {batch_type(_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), _mm512_slli_epi64(_mm512_cvtpd_epi64(n.v), mantissa))))};
+            return {batch_type(
+                _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), _mm512_slli_epi64(_mm512_cvtpd_epi64(n.v), mantissa))))};
 #endif
 #if defined(__AVX2__)
         if constexpr (std::is_same_v<T, float> && lanes == 8)
-            return {batch_type(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), mantissa))))};
+            return {batch_type(
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), mantissa))))};
 #endif
         const pack magic(static_cast<T>(sizeof(T) == 4 ? 12582912.0 : 6755399441055744.0));
         const auto bits = recast<int_batch>(a.v) + (recast<int_batch>((n + magic).v) << mantissa);
@@ -279,9 +282,9 @@ struct pack<T, arch::emulated<N>> {
         return made([&](int i) { return start + static_cast<T>(i); });
     }
 
-#define HEED_EMULATE(result, how, operation, expression)                                   \
-    HEED_INLINE friend result operation(const pack& a, const pack& b) {                    \
-        return how([&](int i) { return expression; });                                     \
+#define HEED_EMULATE(result, how, operation, expression)                \
+    HEED_INLINE friend result operation(const pack& a, const pack& b) { \
+        return how([&](int i) { return expression; });                  \
     }
     HEED_EMULATE(pack, made, operator+, a.v[i] + b.v[i])
     HEED_EMULATE(pack, made, operator-, a.v[i] - b.v[i])
@@ -340,8 +343,8 @@ inline constexpr bool is_pack<pack<T, Arch>> = true;
 #define HEED_UNARY(name)                                                          \
     template <class T, class Arch>                                                \
     HEED_INLINE pack<T, Arch> name(const pack<T, Arch>& a) {                      \
-        if constexpr (std::is_array_v<decltype(pack<T, Arch>::v)>)\
-            return pack<T, Arch>::made([&](int i) { return std::name(a.v[i]); });  \
+        if constexpr (std::is_array_v<decltype(pack<T, Arch>::v)>)                \
+            return pack<T, Arch>::made([&](int i) { return std::name(a.v[i]); }); \
         else                                                                      \
             return {xsimd::name(a.v)};                                            \
     }                                                                             \

@@ -20,7 +20,8 @@ inline std::atomic<long> allocation_count{0};
 }
 
 #ifdef HEED_TEST_SANITIZED
-#include <sanitizer/allocator_interface.h>
+// From sanitizer/allocator_interface.h, which g++ does not install.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, std::size_t), void (*)(const volatile void*));
 #else
 extern "C" {
 void* __libc_malloc(std::size_t);

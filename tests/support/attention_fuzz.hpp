@@ -1,7 +1,7 @@
 // fuzz_attention: random calls of the attention door against heed::reference in double, and against the error of a naive loop.
 // For double the truth of the bound is the naive loop in long double, with which the reference must agree.
 //
-// The bound, with v the largest value, s the largest of 1, |lse| and |scale| sqrt(D), eps the type's epsilon:
+// The bound, with v the largest value, s the largest of 1, |lse| and the raw scores, eps the type's epsilon:
 //     out of a call:   error <= 2 * naive error + 4 eps v s
 //     lse of a call:   error <= 2 * naive error + 4 eps s + 16 eps, because scores may be counted from 40 log 2 away
 //     a pack of calls: rms of out error / (eps v s) <= 2 * the same of the naive loop; for lse 1 more
@@ -116,7 +116,7 @@ std::string compare_call(random_source& r, const call_shape& s, error_record& ou
     if (!got.out.holes_intact() || !got.lse_rows.holes_intact()) return "wrote beside the rows of the output";
 
     answer<T> naive(got.out.view.shape);
-    naive_attention<T>(q.view, k.view, v, naive.result(), policies..., factor);
+    const double raw_scores = naive_attention<T>(q.view, k.view, v, naive.result(), policies..., factor);
     answer<double> truth(got.out.view.shape);
     const auto wide_q = widened(q.view), wide_k = widened(k.view), wide_v = widened(v);
     heed::reference::attention(wide_q.view, wide_k.view, wide_v.view, truth.result(), policies..., factor);
@@ -130,7 +130,7 @@ std::string compare_call(random_source& r, const call_shape& s, error_record& ou
     }
 
     const double eps = std::numeric_limits<T>::epsilon();
-    double values = 0, scores = std::max(1.0, std::abs(s.scale) * std::sqrt(static_cast<double>(s.depth)));
+    double values = 0, scores = std::max(1.0, raw_scores);
     for (const double x : elements(wide_v.view)) values = std::max(values, std::abs(x));
     const auto true_lse = elements(truth.lse);
     for (const double x : true_lse)

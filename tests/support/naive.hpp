@@ -1,6 +1,7 @@
 // naive_attention<S>: the attention door as plain loops in S, one query row at a time. In the element type it is what the error of the
 // engine is measured by; in long double it is the truth for double, whose reference rounds as much as the engine does.
 // It asks the policies the questions that heed::reference asks, and knows the softmax itself.
+// Returns the size of the largest raw score that a query sees.
 #pragma once
 
 #include <heed/attention.hpp>
@@ -14,7 +15,7 @@
 namespace heed_test {
 
 template <class S, class Q, class K, class V, class Out, class... Policies>
-void naive_attention(const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
+S naive_attention(const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
     using heed::index;
     const auto p = heed::doors::state_attention("naive", heed::row_source(q), heed::row_source(k), heed::row_source(v),
                                                 heed::doors::as_result(out), policies...);
@@ -30,6 +31,7 @@ void naive_attention(const Q& q, const K& k, const V& v, const Out& out, const P
         for (index d = 0; d < p.depth(); ++d) sum += static_cast<S>(a[d]) * b[d];
         return sum;
     };
+    S largest = 0;
     const index sequences = p.sequences.count(p.whole);
     for (index s = 0; s < sequences; ++s) {
         const heed::sequence rows = p.sequences.at(s, p.whole);
@@ -48,6 +50,7 @@ void naive_attention(const Q& q, const K& k, const V& v, const Out& out, const P
                     if (!mask.allows(s, h, at_query, j)) continue;
                     const T* key = row(p.k, rows.batch, h / p.group(), rows.key_begin + j);
                     score = p.similarity(dot(query, key), dot(query, query), dot(key, key)) * static_cast<S>(p.scale);
+                    largest = std::max(largest, std::abs(score));
                     const heed::position<S> at{s, h, static_cast<S>(at_query), j, static_cast<S>(at_query - j)};
                     std::apply([&](const auto&... mod) { ((score = mod(score, at)), ...); }, mods);
                     top = std::max(top, score);
@@ -70,6 +73,7 @@ void naive_attention(const Q& q, const K& k, const V& v, const Out& out, const P
             }
         }
     }
+    return largest;
 }
 
 }  // namespace heed_test

@@ -37,9 +37,11 @@ void merge_states(const result<T>& into, const Parts&... parts) {
     constexpr const char* door = "merge_states";
     const auto check = [&](const auto& r) {
         for (int i = 0; i < 4; ++i)
-            require(r.out.extent(i) == into.out.extent(i), door, "out extent", r.out.extent(i), "must equal that of the result", into.out.extent(i));
+            require(r.out.extent(i) == into.out.extent(i), door, "out extent", r.out.extent(i), "must equal that of the result",
+                    into.out.extent(i));
         for (int i = 0; i < 3; ++i)
-            require(r.lse.extent(i) == into.out.extent(i), door, "lse extent", r.lse.extent(i), "must equal that of out", into.out.extent(i));
+            require(r.lse.extent(i) == into.out.extent(i), door, "lse extent", r.lse.extent(i), "must equal that of out",
+                    into.out.extent(i));
         require(r.out.data != nullptr || r.out.empty(), door, "out must not be null");
         require(r.lse.data != nullptr || r.lse.empty(), door, "lse must not be null");
     };

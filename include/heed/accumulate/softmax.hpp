@@ -47,7 +47,8 @@ struct softmax {
         return top + std::log(total);
     }
     void check(const char* door, const extents& e) const {
-        require(sinks.empty() || static_cast<index>(sinks.size()) == e.heads, door, "sinks", sinks.size(), "must equal query heads", e.heads);
+        require(sinks.empty() || static_cast<index>(sinks.size()) == e.heads, door, "sinks", sinks.size(), "must equal query heads",
+                e.heads);
     }
 };
 
@@ -101,15 +102,13 @@ struct softmax_lanes {
             sum[j] = P::load(tile_sum_ + at + j * P::lanes);
         }
         for (int i = 0; i < M; ++i) {
-            if constexpr (Masked) {
+            if constexpr (Masked)
                 for (int j = 0; j < N; ++j) x[i][j] = select(visible(i, j), x[i][j], P(none));
-            }
             // The second operand survives a NaN: a NaN score shows in its weight and leaves the maximum alone.
             for (int j = 0; j < N; ++j) top[j] = max(x[i][j], top[j]);
             exp2_all(x[i]);
-            if constexpr (Masked) {
+            if constexpr (Masked)
                 for (int j = 0; j < N; ++j) x[i][j] = select(visible(i, j), x[i][j], P(0));
-            }
             for (int j = 0; j < N; ++j) sum[j] = sum[j] + x[i][j];
         }
         for (int j = 0; j < N; ++j) {
@@ -161,12 +160,12 @@ struct softmax_lanes {
         }
     }
 
-    // normaliser[i] is what the unnormalised output is multiplied with; lse in natural units.
+    // normaliser[i] is what the unnormalised output is multiplied with; lse, if not null, is in natural units.
     void finish(const softmax& policy, index head, index count, T* normaliser, T* lse) const {
         const bool has_sink = !policy.sinks.empty();
         const T logit = has_sink ? static_cast<T>(policy.sinks[static_cast<std::size_t>(head)]) : none;
         // Weight of the largest score, by the same function that made it: where one key has all the weight, lse is its score.
-        for (index at = 0; at < stride_; at += P::lanes) {
+        for (index at = 0; lse != nullptr && at < stride_; at += P::lanes) {
             P largest[1] = {P::load(top_ + at)};
             exp2_all(largest);
             largest[0].store(tile_top_ + at);
@@ -185,6 +184,7 @@ struct softmax_lanes {
                 }
             }
             normaliser[i] = seen ? shrink / total : T{0};
+            if (lse == nullptr) continue;
             const bool from_top = seen && shrink == 1 && top_[i] > none;
             const T log_total = from_top ? top_[i] + std::log2(total / tile_top_[i]) : std::log2(total);
             lse[i] = total == 0 ? none : (reference + log_total) * std::numbers::ln2_v<T>;

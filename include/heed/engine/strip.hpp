@@ -44,19 +44,22 @@ template <class T>
 class row_prefetch {
 public:
     row_prefetch() = default;
-    row_prefetch(const T* const* rows, int count, index features) : rows_(rows), end_(rows + count), features_(features) {}
+    // `steps`: how many calls of step at least there will be.
+    row_prefetch(const T* const* rows, int count, index features, int steps)
+        : rows_(rows), end_(rows + count), features_(features), rows_per_step_((count + steps - 1) / steps) {}
     HEED_INLINE void step() {
-        if (rows_ == end_) return;
-        const char* at = reinterpret_cast<const char*>(*rows_);
-        const char* end = reinterpret_cast<const char*>(*rows_ + features_);
-        for (; at < end; at += 64) prefetch(at);
-        ++rows_;
+        for (int i = 0; i < rows_per_step_ && rows_ != end_; ++i, ++rows_) {
+            const char* at = reinterpret_cast<const char*>(*rows_);
+            const char* end = reinterpret_cast<const char*>(*rows_ + features_);
+            for (; at < end; at += 64) prefetch(at);
+        }
     }
 
 private:
     const T* const* rows_ = nullptr;
     const T* const* end_ = nullptr;
     index features_ = 0;
+    int rows_per_step_ = 0;
 };
 
 template <class Problem>
@@ -87,6 +90,12 @@ public:
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
                 a.take<std::uint64_t>(tile_keys)};
+    }
+
+    // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
+    int key_steps() const { return (vectors_ + shape::step - 1) / shape::step * static_cast<int>(tile_keys / shape::most_rows); }
+    int value_steps() const {
+        return (vectors_ + shape::step - 1) / shape::step * static_cast<int>(std::max<index>(1, p_.width() / shape::most_rows));
     }
 
     strip(const Problem& p, const strip_memory<T>& s, const tile_memory<T>& t) : p_(p), s_(s), t_(t), state_(s.state, t.state, lanes) {}
@@ -168,7 +177,7 @@ public:
     // Writes the rows of the output, and lse if it is wanted.
     void finish(const sequence& seq, index first) {
         T* normaliser = t_.weights;
-        T* lse = t_.weights + lanes;
+        T* lse = p_.lse.data == nullptr ? nullptr : t_.weights + lanes;
         state_.finish(p_.accumulator, head_, count_, normaliser, lse);
         for (int i = count_; i < lanes; ++i) normaliser[i] = 0;
         const index width = p_.width();
@@ -181,9 +190,9 @@ public:
             }
         }
         if (width > 0)
-            transpose_into([&](index d) { return s_.out + d * lanes; }, width, count_, &p_.out(seq.batch, head_, seq.query_begin + first, 0),
-                           p_.out.stride(2), T{1});
-        if (p_.lse.data != nullptr)
+            transpose_into([&](index d) { return s_.out + d * lanes; }, width, count_,
+                           &p_.out(seq.batch, head_, seq.query_begin + first, 0), p_.out.stride(2), T{1});
+        if (lse != nullptr)
             for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, seq.query_begin + first + i) = lse[i];
     }
 
@@ -191,7 +200,8 @@ private:
     template <class Mod>
     static constexpr bool is_staged = StagedScoreMod<Mod, T>;
     static constexpr int staged_mods = []<std::size_t... I>(std::index_sequence<I...>) {
-        return (0 + ... + (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
+        return (0 + ... +
+                (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
     }(std::make_index_sequence<mods>{});
 
     // Calls f for each register tile's width of a segment, the number of vectors as a constant.
@@ -276,8 +286,8 @@ private:
 
     // P^T = weights of K Q^T.
     template <int N, bool Masked, class Mods>
-    HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] index key, [[maybe_unused]] int count,
-                                  [[maybe_unused]] const Mods& mods_of_sequence) {
+    HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] index key,
+                                  [[maybe_unused]] int count, [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
         constexpr bool through_memory = Masked || !plain;
         const index depth = p_.depth();
@@ -285,7 +295,6 @@ private:
         const T* query = s_.query + at;
         for (int i = s.begin; i < s.begin + s.count; i += M) {
             next_keys_->step();
-            next_values_->step();
             register_tile<M, N, P> tile;
             if constexpr (plain)
                 tile.start_from(state_.start() + at);
@@ -357,7 +366,10 @@ private:
         const index width = p_.width();
         const index at = static_cast<index>(s.first) * P::lanes;
         index d = 0;
-        for (; d + M <= width; d += M) add_values<M, N>(s, d, at);
+        for (; d + M <= width; d += M) {
+            next_values_->step();
+            add_values<M, N>(s, d, at);
+        }
         if constexpr (M > 4)
             for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at);
         for (; d < width; ++d) add_values<1, N>(s, d, at);

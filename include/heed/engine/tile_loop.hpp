@@ -24,8 +24,8 @@ public:
     using strip_type = strip<Problem>;
     static constexpr int lanes = strip_type::lanes;
     static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;
-    static constexpr index enough_units = 32;   // blocks times heads; with fewer, keys are split too
-    static constexpr index split_keys = 2048;   // keys of a part, at least
+    static constexpr index enough_units = 32;  // blocks times heads; with fewer, keys are split too
+    static constexpr index split_keys = 2048;  // keys of a part, at least
 
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
@@ -33,7 +33,7 @@ public:
             strips += (s.queries + lanes - 1) / lanes;
             most_keys_ = std::max(most_keys_, s.keys);
         });
-        strips_per_block_ = std::clamp<index>(strips * p.whole.heads / (2 * enough_units), 1, most_strips);
+        strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
         for_sequences([&](index, const sequence& s) { blocks_ += blocks_of(s); });
         units_ = blocks_ * p.whole.heads;
         if (units_ > 0 && units_ < enough_units) parts_ = std::clamp<index>(most_keys_ / split_keys, 1, enough_units / units_);
@@ -139,16 +139,19 @@ private:
         const index q_begin = at.first + at.shape.offset();
         const index q_end = std::min(at.rows.queries, at.first + at.count * lanes) + at.shape.offset();
         const index begin = part * part_keys_, end = parts_ > 1 ? std::min(at.rows.keys, begin + part_keys_) : at.rows.keys;
+        int key_steps = 0, value_steps = 0;
+        for (index i = 0; i < at.count; ++i) {
+            key_steps += strips[i]->key_steps();
+            value_steps += strips[i]->value_steps();
+        }
         // The first rows come while the queries are transposed.
         const key_run first_run = ask::keys(mask, at.number, at.head, q_begin, q_end, begin);
         const index first_key = std::max(first_run.begin, begin);
         const int first_count = static_cast<int>(std::clamp<index>(std::min(first_run.end, end) - first_key, 0, tile_keys));
         row_prefetch<T> first_keys, first_values;
-        if (prefetches_) ahead(at, key_head, first_key, first_count, tile, first_keys, first_values);
-        for (int i = 0; i < first_count; ++i) {
-            first_keys.step();
-            first_values.step();
-        }
+        if (prefetches_) ahead(at, key_head, first_key, first_count, 1, 1, tile, first_keys, first_values);
+        first_keys.step();
+        first_values.step();
         for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, at.first + i * lanes);
 
         for (index from = begin; from < end;) {
@@ -161,7 +164,8 @@ private:
                 fetch(at, key_head, k, count, tile);
                 row_prefetch<T> next_keys, next_values;
                 if (prefetches_ && k + tile_keys < run.end)
-                    ahead(at, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), tile, next_keys, next_values);
+                    ahead(at, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), key_steps,
+                          value_steps, tile, next_keys, next_values);
                 for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, k, count, mask, mods, next_keys, next_values);
             }
             from = run.end;
@@ -184,11 +188,12 @@ private:
     }
 
     // Rows of a later tile, to be prefetched.
-    void ahead(const place& at, index key_head, index k, int count, const tile_memory<T>& tile, row_prefetch<T>& keys, row_prefetch<T>& values) const {
+    void ahead(const place& at, index key_head, index k, int count, int key_steps, int value_steps, const tile_memory<T>& tile,
+               row_prefetch<T>& keys, row_prefetch<T>& values) const {
         p_.k.rows(at.rows.batch, key_head, at.rows.key_begin + k, count, tile.key_scratch, tile.next_key_rows);
         p_.v.rows(at.rows.batch, key_head, at.rows.key_begin + k, count, tile.value_scratch, tile.next_value_rows);
-        keys = {tile.next_key_rows, count, p_.depth()};
-        values = {tile.next_value_rows, count, p_.width()};
+        keys = {tile.next_key_rows, count, p_.depth(), key_steps};
+        values = {tile.next_value_rows, count, p_.width(), value_steps};
     }
 
     // Row pointers of a tile of keys; rows up to the next full register tile repeat the last one.

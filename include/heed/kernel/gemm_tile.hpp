@@ -60,10 +60,12 @@ struct register_tile {
         for (int i = 0; i < M; ++i)
             for (int j = 0; j < N; ++j) c[i][j].store(to + i * stride + j * P::lanes);
     }
+    // Unrolled by four, the loops gain 2 to 4 points (Zen 3, Intel): the end of 64 or 128 single steps is not predicted.
     // A(m, k) = rows[m][k].
     HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
         const T* a[M];
         for (int i = 0; i < M; ++i) a[i] = rows[i];
+#pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
             step([&](int i) { return a[i][k]; }, b);
             b += stride;
@@ -71,6 +73,7 @@ struct register_tile {
     }
     // A(m, k) = rows[k][m].
     HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride) {
+#pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
             const T* a = rows[k] + column;
             step([&](int i) { return a[i]; }, b);

@@ -19,17 +19,17 @@ template <class T>
 inline constexpr T exp2_coefficients[] = {0.6931470036506653, 0.24022242426872253, 0.05550733953714371, 0.00967151764780283,
                                           0.0013264735462144017};
 template <>
-inline constexpr double exp2_coefficients<double>[] = {
-    0.6931471805599453093,    0.2402265069591007123,   0.05550410866482162704,  0.009618129107628479493,
-    0.00133335581464064707,   0.0001540353039337073341, 0.00001525273384155677259, 1.321548680870556279e-6,
-    1.01780570877339411e-7,   7.054897304155499277e-9, 4.455817908336064493e-10, 2.572932417736230421e-11};
+inline constexpr double exp2_coefficients<double>[] = {0.6931471805599453093,     0.2402265069591007123,    0.05550410866482162704,
+                                                       0.009618129107628479493,   0.00133335581464064707,   0.0001540353039337073341,
+                                                       0.00001525273384155677259, 1.321548680870556279e-6,  1.01780570877339411e-7,
+                                                       7.054897304155499277e-9,   4.455817908336064493e-10, 2.572932417736230421e-11};
 
 template <class T>
 inline constexpr T smallest_exponent = std::is_same_v<T, float> ? T(-126) : T(-1022);
 
 // The same on their own scale, so that 2^x - 1 is accurate relative to itself near 0: one degree more for float.
 template <class T>
-inline constexpr T fraction_coefficients[] = {0.6931471824645996, 0.24022649228572845, 0.05550357326865196,
+inline constexpr T fraction_coefficients[] = {0.6931471824645996,   0.24022649228572845,   0.05550357326865196,
                                               0.009618237614631653, 0.0013390739914029837, 0.0001540351950097829};
 
 // 2^f - 1 for the fraction f of a rounded argument.
@@ -101,11 +101,11 @@ HEED_INLINE pack<T, Arch> tanh(const pack<T, Arch>& a) {
     return t * reciprocal(t + P(2));
 }
 
-#define HEED_SCALAR(name)                     \
-    template <class F>                        \
-        requires std::is_floating_point_v<F>  \
-    F name(F x) {                             \
-        return std::name(x);                  \
+#define HEED_SCALAR(name)                    \
+    template <class F>                       \
+        requires std::is_floating_point_v<F> \
+    F name(F x) {                            \
+        return std::name(x);                 \
     }
 HEED_SCALAR(exp2)
 HEED_SCALAR(exp)

@@ -159,9 +159,10 @@ struct mask_function {
 };
 template <class F>
 constexpr mask_function<F> mask_mod(F f) {
-    static_assert(requires(const F& g, index i) {
-        { g(i, i, i, i) } -> std::convertible_to<bool>;
-    }, "heed: a mask_mod must be callable as bool f(batch, head, query, key) with four integers, through a const reference");
+    static_assert(
+        requires(const F& g, index i) {
+            { g(i, i, i, i) } -> std::convertible_to<bool>;
+        }, "heed: a mask_mod must be callable as bool f(batch, head, query, key) with four integers, through a const reference");
     return {std::move(f)};
 }
 

@@ -35,9 +35,12 @@ struct block_mask {
 
         bool allows(index b, index h, index q, index k) const {
             switch (kind(b, h, (q - offset) / lists.query_block, k / lists.key_block)) {
-                case coverage::full: return true;
-                case coverage::partial: return inside.allows(b, h, q, k);
-                default: return false;
+                case coverage::full:
+                    return true;
+                case coverage::partial:
+                    return inside.allows(b, h, q, k);
+                default:
+                    return false;
             }
         }
         coverage classify(index b, index h, const score_tile& t) const {
@@ -91,7 +94,8 @@ struct block_mask {
         }
         coverage kind(index b, index h, index qb, index kb) const {
             coverage found = coverage::empty;
-            each(lists.kv_num_blocks, lists.kv_indices, b, h, qb, [&](index x) { found = x == kb ? std::max(found, coverage::partial) : found; });
+            each(lists.kv_num_blocks, lists.kv_indices, b, h, qb,
+                 [&](index x) { found = x == kb ? std::max(found, coverage::partial) : found; });
             each(lists.full_kv_num_blocks, lists.full_kv_indices, b, h, qb, [&](index x) { found = x == kb ? coverage::full : found; });
             return found;
         }
@@ -126,9 +130,12 @@ private:
     static void check_list(const char* door, const char* name, const char* entries_name, const view<const std::int32_t, 3>& counts,
                            const view<const std::int32_t, 4>& entries, const extents& e, index query_blocks, index key_blocks) {
         require(counts.data != nullptr || counts.empty(), door, name, "must not be null");
-        require(counts.extent(0) == 1 || counts.extent(0) == e.batch, door, name, "batch", counts.extent(0), "must be 1 or equal batch", e.batch);
-        require(counts.extent(1) == 1 || counts.extent(1) == e.heads, door, name, "heads", counts.extent(1), "must be 1 or equal heads", e.heads);
-        require(counts.extent(2) >= query_blocks, door, name, "query blocks", counts.extent(2), "must cover the queries, blocks", query_blocks);
+        require(counts.extent(0) == 1 || counts.extent(0) == e.batch, door, name, "batch", counts.extent(0), "must be 1 or equal batch",
+                e.batch);
+        require(counts.extent(1) == 1 || counts.extent(1) == e.heads, door, name, "heads", counts.extent(1), "must be 1 or equal heads",
+                e.heads);
+        require(counts.extent(2) >= query_blocks, door, name, "query blocks", counts.extent(2), "must cover the queries, blocks",
+                query_blocks);
         require(entries.data != nullptr || entries.empty(), door, entries_name, "must not be null");
         for (int i = 0; i < 3; ++i)
             require(entries.extent(i) == counts.extent(i), door, entries_name, "extent", entries.extent(i), "must equal that of the counts",
@@ -137,10 +144,12 @@ private:
             for (index h = 0; h < counts.extent(1); ++h)
                 for (index qb = 0; qb < query_blocks; ++qb) {
                     const index n = counts(b, h, qb);
-                    require(n >= 0 && n <= entries.extent(3), door, name, "entry", n, "must lie between 0 and the entries per block", entries.extent(3));
+                    require(n >= 0 && n <= entries.extent(3), door, name, "entry", n, "must lie between 0 and the entries per block",
+                            entries.extent(3));
                     for (index i = 0; i < n; ++i) {
                         const index kb = entries(b, h, qb, i);
-                        require(kb >= 0 && kb < key_blocks, door, entries_name, "entry", kb, "must be below the number of key blocks", key_blocks);
+                        require(kb >= 0 && kb < key_blocks, door, entries_name, "entry", kb, "must be below the number of key blocks",
+                                key_blocks);
                     }
                 }
     }

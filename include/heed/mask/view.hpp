@@ -31,8 +31,8 @@ void check(const char* door, const char* name, const View& v, const extents& e) 
         index wanted;
     } dims[] = {{"batch", e.batch}, {"heads", e.heads}, {"queries", e.queries}, {"keys", e.keys}};
     for (int i = 0; i < 4; ++i)
-        require(v.extent(i) == 1 || v.extent(i) == dims[i].wanted, door, name, dims[i].words, v.extent(i), "must be 1 or equal", dims[i].words,
-                dims[i].wanted);
+        require(v.extent(i) == 1 || v.extent(i) == dims[i].wanted, door, name, dims[i].words, v.extent(i), "must be 1 or equal",
+                dims[i].words, dims[i].wanted);
     require(v.data != nullptr || v.empty(), door, name, "must not be null");
 }
 }  // namespace broadcasting
@@ -40,7 +40,8 @@ void check(const char* door, const char* name, const View& v, const extents& e) 
 template <class T>
 struct mask {
     using axis = axes::mask;
-    static_assert(sizeof(T) == 1, "heed: a mask view holds bool or an 8-bit integer, nonzero where a query may attend; additive masks are a bias");
+    static_assert(sizeof(T) == 1,
+                  "heed: a mask view holds bool or an 8-bit integer, nonzero where a query may attend; additive masks are a bias");
     view<const T, 4> values;
 
     mask(const view<const T, 4>& v) : values(v) {}

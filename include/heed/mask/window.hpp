@@ -17,7 +17,9 @@ struct sliding_window {
 
     constexpr bool allows(index b, index h, index q, index k) const { return rule().allows(b, h, q, k); }
     constexpr coverage classify(index b, index h, const score_tile& t) const { return rule().classify(b, h, t); }
-    constexpr key_run keys(index b, index h, index q_begin, index q_end, index from) const { return rule().keys(b, h, q_begin, q_end, from); }
+    constexpr key_run keys(index b, index h, index q_begin, index q_end, index from) const {
+        return rule().keys(b, h, q_begin, q_end, from);
+    }
     void bits(index b, index h, const score_tile& t, std::uint64_t* rows) const { rule().bits(b, h, t, rows); }
     void check(const char* door, const extents&) const {
         require(left >= 0, door, "sliding_window left", left, "must be at least", 0);

@@ -114,11 +114,11 @@ struct score_function {
             s.store(scores);
             at.query.store(query);
             at.apart.store(apart);
-            for (int i = 0; i < S::lanes; ++i)
-                scores[i] = alone(scores[i], position<T>{at.batch, at.head, query[i], at.key, apart[i]});
+            for (int i = 0; i < S::lanes; ++i) scores[i] = alone(scores[i], position<T>{at.batch, at.head, query[i], at.key, apart[i]});
             return S::load(scores);
         } else {
-            static_assert(takes<T>, "heed: a score_mod must be callable as f(score, at) through a const reference and return the new score");
+            static_assert(takes<T>,
+                          "heed: a score_mod must be callable as f(score, at) through a const reference and return the new score");
             return s;
         }
     }

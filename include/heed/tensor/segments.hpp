@@ -31,8 +31,8 @@ struct segments {
     }
     void check(const char* door, const extents& e) const {
         require(e.batch == 1, door, "batch", e.batch, "with segments must be", 1);
-        require(cu_seqlens_q.size() == cu_seqlens_k.size(), door, "cu_seqlens_q length", cu_seqlens_q.size(), "must equal cu_seqlens_k length",
-                cu_seqlens_k.size());
+        require(cu_seqlens_q.size() == cu_seqlens_k.size(), door, "cu_seqlens_q length", cu_seqlens_q.size(),
+                "must equal cu_seqlens_k length", cu_seqlens_k.size());
         check_list(door, "cu_seqlens_q", cu_seqlens_q, "queries", e.queries);
         check_list(door, "cu_seqlens_k", cu_seqlens_k, "keys", e.keys);
     }
