@@ -44,22 +44,18 @@ void* aligned_alloc(std::size_t alignment, std::size_t n) noexcept {
     ++heed_test::allocation_count;
     return __libc_memalign(alignment, n);
 }
-int posix_memalign(void** p, std::size_t alignment, std::size_t n) noexcept {
-    ++heed_test::allocation_count;
-    *p = __libc_memalign(alignment, n);
-    return *p == nullptr ? 12 : 0;
-}
 }
 #endif
 
 namespace heed_test {
 
+#ifdef HEED_TEST_SANITIZED
+inline const int allocation_hooks =
+    __sanitizer_install_malloc_and_free_hooks([](const volatile void*, std::size_t) { ++allocation_count; }, [](const volatile void*) {});
+#endif
+
 template <class F>
 long allocations(F&& f) {
-#ifdef HEED_TEST_SANITIZED
-    [[maybe_unused]] static const int installed = __sanitizer_install_malloc_and_free_hooks(
-        [](const volatile void*, std::size_t) { ++allocation_count; }, [](const volatile void*) {});
-#endif
     const long before = allocation_count;
     f();
     return allocation_count - before;
