@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <xsimd/xsimd.hpp>
 
@@ -135,7 +136,10 @@ struct pack {
     HEED_INLINE friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
     HEED_INLINE friend pack operator*(pack a, pack b) { return {a.v * b.v}; }
     HEED_INLINE friend pack operator/(pack a, pack b) { return {a.v / b.v}; }
-    HEED_INLINE friend pack operator-(pack a) { return {-a.v}; }
+    HEED_INLINE friend pack operator-(pack a) {
+        // By the sign bit: xsimd 8.1 subtracts from 0 on AVX-512 and loses the sign of zero.
+        return {recast<batch_type>(recast<int_batch>(a.v) ^ int_batch(std::numeric_limits<int_type>::min()))};
+    }
     HEED_INLINE pack& operator+=(pack b) { return *this = *this + b; }
     HEED_INLINE pack& operator-=(pack b) { return *this = *this - b; }
     HEED_INLINE pack& operator*=(pack b) { return *this = *this * b; }

@@ -1,7 +1,8 @@
 // fuzz_attention: random calls of the attention door against heed::reference in double, and against the error of a naive loop.
 // For double the truth of the bound is the naive loop in long double, with which the reference must agree.
 //
-// The bound, with v the largest value, s the largest of 1, |lse| and the raw scores, eps the type's epsilon:
+// The bound, with v the largest value, s the largest of 1, |lse|, the raw scores and |scale| sqrt(D), which a product may cancel, and
+// eps the type's epsilon:
 //     out of a call:   error <= 2 * naive error + 4 eps v s
 //     lse of a call:   error <= 2 * naive error + 8 eps s + 16 eps, because scores may be counted from 40 log 2 away
 //     a pack of calls: rms of out error / (eps v s) <= 2 * the same of the naive loop; for lse 1 more
@@ -130,7 +131,7 @@ std::string compare_call(random_source& r, const call_shape& s, error_record& ou
     }
 
     const double eps = std::numeric_limits<T>::epsilon();
-    double values = 0, scores = std::max(1.0, raw_scores);
+    double values = 0, scores = std::max({1.0, raw_scores, std::abs(s.scale) * std::sqrt(static_cast<double>(s.depth))});
     for (const double x : elements(wide_v.view)) values = std::max(values, std::abs(x));
     const auto true_lse = elements(truth.lse);
     for (const double x : true_lse)

@@ -396,13 +396,17 @@ private:
         }
         return sum(probe) + rest == 0;
     }
-    // The same product, where a value that a query may not see is not even multiplied.
+    // The same product with the same bits, where a value that a query may not see is multiplied for nothing.
     void values_one_by_one(const tile_segment& s) {
         for (int i = s.begin; i < s.begin + s.count; ++i)
-            for (int lane = s.first * P::lanes; lane < (s.first + s.vectors) * P::lanes; ++lane) {
-                if ((t_.bits[i] >> lane & 1) == 0) continue;
-                const T w = t_.weights[i * lanes + lane];
-                for (index d = 0; d < p_.width(); ++d) s_.out[d * lanes + lane] += t_.value_rows[i][d] * w;
+            for (int v = s.first; v < s.first + s.vectors; ++v) {
+                const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
+                const P weight = P::load(t_.weights + i * lanes + v * P::lanes);
+                for (index d = 0; d < p_.width(); ++d) {
+                    T* out = s_.out + d * lanes + v * P::lanes;
+                    const P before = P::load(out);
+                    select(visible, fma(P(t_.value_rows[i][d]), weight, before), before).store(out);
+                }
             }
     }
 
