@@ -26,9 +26,4 @@ struct attention_plan {
 struct require_fast {
     using axis = axes::requirement;
 };
-// Any path will do. The default.
-struct accept_any {
-    using axis = axes::requirement;
-};
-
 }  // namespace heed::inline HEED_ISA
