@@ -97,6 +97,10 @@ TEST_CASE("shapes that do not fit are refused") {
     refused("out heads (3) must equal query heads (4)", [](auto& c) { c.out.shape[1] = 3; });
     refused("out length (4) must equal query length (5)", [](auto& c) { c.out.shape[2] = 4; });
     refused("out features (6) must equal value features (7)", [](auto& c) { c.out.shape[3] = 6; });
+    refused("out stride (0) must not be smaller than a row of (7)", [](auto& c) { c.out.strides[2] = 0; });
+    refused("out stride (6) must not be smaller than a row of (7)", [](auto& c) { c.out.strides[1] = 6; });
+    refused("out stride (-6) must not be smaller than a row of (7)", [](auto& c) { c.out.strides[0] = -6; });
+    refused("lse stride (0) must not be smaller than a row of (1)", [](auto& c) { c.lse.strides[2] = 0; });
     refused("lse batch (1) must equal query batch (2)", [](auto& c) { c.lse.shape[0] = 1; });
     refused("lse heads (2) must equal query heads (4)", [](auto& c) { c.lse.shape[1] = 2; });
     refused("lse length (6) must equal query length (5)", [](auto& c) { c.lse.shape[2] = 6; });
@@ -215,6 +219,8 @@ TEST_CASE("parameters that do not fit are refused") {
     refused("alibi slopes (3) must equal query heads (4)", [](auto& p) { p.alibi.slopes = p.alibi.slopes.first(3); });
     refused("alibi slopes (0) must equal query heads (4)", [](auto& p) { p.alibi.slopes = {}; });
     refused("sinks (1) must equal query heads (4)", [](auto& p) { p.sinks.sinks = p.sinks.sinks.first(1); });
+    refused("sinks entry (inf) must be a number below infinity", [](auto& p) { p.logits[2] = static_cast<float>(infinity); });
+    refused("sinks entry (nan) must be a number below infinity", [](auto& p) { p.logits[0] = static_cast<float>(not_a_number); });
     refused("sliding_window left (-1) must be at least (0)", [](auto& p) { p.window.left = -1; });
     refused("sliding_window right (-7) must be at least (0)", [](auto& p) { p.window.right = -7; });
     for (const char* name : {"bias", "mask"}) {
@@ -228,9 +234,10 @@ TEST_CASE("parameters that do not fit are refused") {
         either("must not be null", [](auto& v) { v.data = nullptr; });
     }
     valid_call c;
-    CHECK(c.answer_to(heed::cosine{.temperature = 0.0}) == with("cosine temperature (0.000000) must be above (0)"));
-    CHECK(c.answer_to(heed::cosine{.temperature = -2.0}) == with("cosine temperature (-2.000000) must be above (0)"));
-    CHECK(c.answer_to(heed::cosine{.temperature = not_a_number}) == with("cosine temperature (nan) must be above (0)"));
+    CHECK(c.answer_to(heed::cosine{.temperature = 0.0}) == with("cosine temperature (0.000000) must be finite and above (0)"));
+    CHECK(c.answer_to(heed::cosine{.temperature = -2.0}) == with("cosine temperature (-2.000000) must be finite and above (0)"));
+    CHECK(c.answer_to(heed::cosine{.temperature = not_a_number}) == with("cosine temperature (nan) must be finite and above (0)"));
+    CHECK(c.answer_to(heed::cosine{.temperature = infinity}) == with("cosine temperature (inf) must be finite and above (0)"));
     CHECK(c.answer_to(heed::cosine{.epsilon = -1}) == with("cosine epsilon (-1.000000) must be at least (0)"));
     CHECK(c.answer_to(heed::cosine{.epsilon = not_a_number}) == with("cosine epsilon (nan) must be at least (0)"));
 }
@@ -253,6 +260,7 @@ TEST_CASE("block lists that do not fit are refused") {
                     spoil(p.blocks.kv_num_blocks, p.blocks.kv_indices, p.counts, p.entries);
             });
         };
+        if (full) refused("full_kv_indices need full_kv_num_blocks", [](auto& p) { p.blocks.full_kv_num_blocks.data = nullptr; });
         if (!full) either(counts + " must not be null", [](auto& n, auto&, auto&, auto&) { n.data = nullptr; });
         either(entries + " must not be null", [](auto&, auto& i, auto&, auto&) { i.data = nullptr; });
         either(counts + " batch (3) must be 1 or equal batch (2)", [](auto& n, auto& i, auto&, auto&) { n.shape[0] = i.shape[0] = 3; });

@@ -4,7 +4,7 @@
 // h reads key head h / (H / Hk). Dv may differ from D, and v may share memory with k. Views are borrowed for the call; their last
 // stride is 1. Error against double, naive being a plain loop in the same type, s the size of the scores and v that of the values: out
 // 2 naive + 4 eps v s, lse 2 naive + 8 eps s + 16 eps (exponentials may count from a power of two 2^40 away from the row's maximum);
-// over many calls the rms error of out stays below 2 naive. Throws std::invalid_argument, with nothing
+// over many calls the rms error of either stays below 2 naive. Throws std::invalid_argument, with nothing
 // written, for shapes, strides, pointers or parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
 #pragma once
 
@@ -23,6 +23,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <tuple>
 #include <type_traits>
 
@@ -73,6 +74,12 @@ void check_attention(const char* door, const Problem& p) {
     check_source(door, "value", p.v);
     check_view(door, "out", p.out);
     require(p.out.stride(3) == 1 || p.out.extent(3) <= 1, door, "out last stride", p.out.stride(3), "must be", 1);
+    const auto rows_apart = [&](const char* name, const auto& written, index row) {
+        for (int i = 0; i < 3; ++i)
+            require(written.extent(i) <= 1 || written.empty() || std::abs(written.stride(i)) >= row, door, name, "stride",
+                    written.stride(i), "must not be smaller than a row of", row);
+    };
+    rows_apart("out", p.out, p.out.extent(3));
     same("batch", "key", k[0], "query", q[0]);
     same("batch", "value", v[0], "key", k[0]);
     same("heads", "value", v[1], "key", k[1]);
@@ -85,6 +92,7 @@ void check_attention(const char* door, const Problem& p) {
     same("features", "out", p.out.extent(3), "value", v[3]);
     if (p.lse.data != nullptr || p.lse.extent(0) != 0) {
         check_view(door, "lse", p.lse);
+        rows_apart("lse", p.lse, 1);
         same("batch", "lse", p.lse.extent(0), "query", q[0]);
         same("heads", "lse", p.lse.extent(1), "query", q[1]);
         same("length", "lse", p.lse.extent(2), "query", q[2]);

@@ -158,3 +158,21 @@ TEST_CASE("lists that do not fit are refused with both values") {
     CHECK_THROWS_AS((heed::block_mask<heed::sliding_window>{{}, {}, {}, {}, 2, 2, {.left = -1}}.check("attention", {})),
                     std::invalid_argument);
 }
+
+TEST_CASE("block lists deduce what is inside them") {
+    const std::int32_t counts[1] = {1}, entries[1] = {0};
+    const heed::view<const std::int32_t, 3> n = heed::bht(counts, 1, 1, 1);
+    const heed::view<const std::int32_t, 4> i = heed::bhtd(entries, 1, 1, 1, 1);
+    const heed::block_mask partial{n, i};
+    const heed::block_mask both{n, i, n, i};
+    const heed::block_mask sized{n, i, {}, {}, 8, 16};
+    const heed::block_mask inside{n, i, {}, {}, 8, 16, heed::causal};
+    STATIC_REQUIRE(std::is_same_v<decltype(partial), const heed::block_mask<>>);
+    STATIC_REQUIRE(std::is_same_v<decltype(both), const heed::block_mask<>>);
+    STATIC_REQUIRE(std::is_same_v<decltype(sized), const heed::block_mask<>>);
+    STATIC_REQUIRE(std::is_same_v<decltype(inside), const heed::block_mask<heed::band_mask>>);
+    const heed::extents shape{1, 1, 1, 8, 16};
+    CHECK(inside.bind(shape).allows(0, 0, 9, 9));
+    CHECK_FALSE(inside.bind(shape).allows(0, 0, 9, 10));
+    CHECK(sized.bind(shape).allows(0, 0, 9, 10));
+}

@@ -49,6 +49,8 @@ struct softmax {
     void check(const char* door, const extents& e) const {
         require(sinks.empty() || static_cast<index>(sinks.size()) == e.heads, door, "sinks", sinks.size(), "must equal query heads",
                 e.heads);
+        for (const float logit : sinks)
+            require(logit < std::numeric_limits<float>::infinity(), door, "sinks entry", logit, "must be a number below infinity");
     }
 };
 

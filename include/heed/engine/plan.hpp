@@ -26,4 +26,5 @@ struct attention_plan {
 struct require_fast {
     using axis = axes::requirement;
 };
+
 }  // namespace heed::inline HEED_ISA

@@ -2,7 +2,7 @@
 //
 // Q^T, O^T and P^T of a strip are rows of `lanes` scalars; K and V are read in place through row pointers. A tile of scores is made and
 // turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T). A partly visible tile is cut into
-// segments of 16 keys by whole vectors, so that a causal diagonal costs what its visible pairs cost.
+// segments of 16 keys by whole vectors, so that a diagonal edge costs what its visible pairs cost.
 #pragma once
 
 #include <heed/engine/problem.hpp>

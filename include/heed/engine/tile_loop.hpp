@@ -77,7 +77,7 @@ public:
         for_sequences([&](index number, const sequence& s) {
             for (index b = 0; b < blocks_of(s); ++b) *next++ = {number, b * strips_per_block_ * lanes};
         });
-        // The last queries of a causal call see most keys: they go first.
+        // Where later queries see more keys, the long pieces go first.
         executor.bulk(units_ * parts_, [&](index task, index worker) { work(units_ - 1 - task / parts_, task % parts_, worker); });
         if (parts_ > 1) executor.bulk(units_, [&](index unit, index worker) { join(unit, worker); });
     }

@@ -20,17 +20,17 @@ namespace heed::inline HEED_ISA {
 template <class Inside = everything>
 struct block_mask {
     using axis = axes::mask;
-    view<const std::int32_t, 3> kv_num_blocks;       // (batch, head, query block)
-    view<const std::int32_t, 4> kv_indices;          // (batch, head, query block, entry)
-    view<const std::int32_t, 3> full_kv_num_blocks;  // may be empty: no full blocks
-    view<const std::int32_t, 4> full_kv_indices;
+    view<const std::int32_t, 3> kv_num_blocks;            // (batch, head, query block)
+    view<const std::int32_t, 4> kv_indices;               // (batch, head, query block, entry)
+    view<const std::int32_t, 3> full_kv_num_blocks = {};  // may be empty: no full blocks
+    view<const std::int32_t, 4> full_kv_indices = {};
     index query_block = 128, key_block = 128;  // rows and keys of a block
     Inside inside = {};
 
     struct bound {
         using axis = axes::mask;
         block_mask lists;
-        index offset, key_count;
+        index offset;
         decltype(ask::bind(std::declval<const Inside&>(), extents{})) inside;
 
         bool allows(index b, index h, index q, index k) const {
@@ -114,12 +114,14 @@ struct block_mask {
         }
     };
 
-    bound bind(const extents& e) const { return {*this, e.offset(), e.keys, ask::bind(inside, e)}; }
+    bound bind(const extents& e) const { return {*this, e.offset(), ask::bind(inside, e)}; }
     void check(const char* door, const extents& e) const {
         require(query_block > 0, door, "block_mask query_block", query_block, "must be at least", 1);
         require(key_block > 0, door, "block_mask key_block", key_block, "must be at least", 1);
         const index query_blocks = (e.queries + query_block - 1) / query_block, key_blocks = (e.keys + key_block - 1) / key_block;
         check_list(door, "block_mask kv_num_blocks", "block_mask kv_indices", kv_num_blocks, kv_indices, e, query_blocks, key_blocks);
+        require(full_kv_num_blocks.data != nullptr || full_kv_indices.data == nullptr, door,
+                "block_mask full_kv_indices need full_kv_num_blocks");
         if (full_kv_num_blocks.data != nullptr)
             check_list(door, "block_mask full_kv_num_blocks", "block_mask full_kv_indices", full_kv_num_blocks, full_kv_indices, e,
                        query_blocks, key_blocks);
@@ -155,5 +157,12 @@ private:
     }
 };
 block_mask(view<const std::int32_t, 3>, view<const std::int32_t, 4>) -> block_mask<everything>;
+block_mask(view<const std::int32_t, 3>, view<const std::int32_t, 4>, view<const std::int32_t, 3>, view<const std::int32_t, 4>)
+    -> block_mask<everything>;
+block_mask(view<const std::int32_t, 3>, view<const std::int32_t, 4>, view<const std::int32_t, 3>, view<const std::int32_t, 4>, index, index)
+    -> block_mask<everything>;
+template <class Inside>
+block_mask(view<const std::int32_t, 3>, view<const std::int32_t, 4>, view<const std::int32_t, 3>, view<const std::int32_t, 4>, index, index,
+           Inside) -> block_mask<Inside>;
 
 }  // namespace heed::inline HEED_ISA

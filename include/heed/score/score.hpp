@@ -50,7 +50,7 @@ struct cosine {
         return product * S(static_cast<scalar_t<S>>(1 / temperature)) / sqrt(larger(floor, query_square) * larger(floor, key_square));
     }
     void check(const char* door, const extents&) const {
-        require(temperature > 0, door, "cosine temperature", temperature, "must be above", 0);
+        require(temperature > 0 && std::isfinite(temperature), door, "cosine temperature", temperature, "must be finite and above", 0);
         require(epsilon >= 0, door, "cosine epsilon", epsilon, "must be at least", 0);
     }
 
