@@ -97,16 +97,6 @@ void check_pack() {
         T in_order = a[0];
         for (std::size_t i = 1; i < a.size(); ++i) in_order += a[i];
         CHECK(same(sum(x), in_order));
-
-        const int n = static_cast<int>(random() % (lanes + 1));
-        const auto part = stored(P::load_partial(a.data(), n));
-        lanes_of<P> to = b;
-        x.store_partial(to.data(), n);
-        for (int i = 0; i < lanes; ++i) {
-            const auto at = static_cast<std::size_t>(i);
-            CHECK(same(part[at], i < n ? a[at] : T(0)));
-            CHECK(same(to[at], i < n ? a[at] : b[at]));
-        }
     }
     CHECK(bits<P>(P::mask_from_bits(0)) == 0);
     for (int i = 0; i < lanes; ++i) CHECK(bits<P>(P::mask_from_bits(std::uint64_t{1} << i)) == std::uint64_t{1} << i);

@@ -120,17 +120,6 @@ struct pack {
 
     HEED_INLINE static pack load(const T* p) { return {batch_type::load_unaligned(p)}; }
     HEED_INLINE void store(T* p) const { v.store_unaligned(p); }
-    // The first n lanes; the others read as zero and are not written.
-    HEED_INLINE static pack load_partial(const T* p, int n) {
-        alignas(64) T t[lanes] = {};
-        for (int i = 0; i < n; ++i) t[i] = p[i];
-        return load(t);
-    }
-    HEED_INLINE void store_partial(T* p, int n) const {
-        alignas(64) T t[lanes];
-        store(t);
-        for (int i = 0; i < n; ++i) p[i] = t[i];
-    }
 
     HEED_INLINE friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
     HEED_INLINE friend pack operator-(pack a, pack b) { return {a.v - b.v}; }
@@ -275,15 +264,6 @@ struct pack<T, arch::emulated<N>> {
     }
     HEED_INLINE void store(T* p) const {
         for (int i = 0; i < N; ++i) p[i] = v[i];
-    }
-    HEED_INLINE static pack load_partial(const T* p, int n) {
-        return made([&](int i) { return i < n ? p[i] : T{}; });
-    }
-    HEED_INLINE void store_partial(T* p, int n) const {
-        for (int i = 0; i < n; ++i) p[i] = v[i];
-    }
-    HEED_INLINE static pack iota(T start) {
-        return made([&](int i) { return start + static_cast<T>(i); });
     }
 
 #define HEED_EMULATE(result, how, operation, expression)                \
