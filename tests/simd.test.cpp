@@ -102,7 +102,7 @@ void check_pack() {
     for (int i = 0; i < lanes; ++i) CHECK(bits<P>(P::mask_from_bits(std::uint64_t{1} << i)) == std::uint64_t{1} << i);
 }
 
-// Functions whose results are near: rounding, powers, reciprocals, logarithms.
+// Functions whose results are near: rounding, powers, quotients, logarithms.
 template <class P>
 void check_functions() {
     using T = typename P::value_type;
@@ -122,7 +122,7 @@ void check_functions() {
             a, n, [](P p, P q) { return scale_by_power(p, q) * P(1); },
             [](T p, T q) { return std::isnan(q) ? q : std::ldexp(p, static_cast<int>(q)); }));
         const P x = P::load(a.data());
-        const auto inverse = stored(reciprocal(x)), log_2 = stored(log2(abs(x))), log_e = stored(log(abs(x))), sine = stored(sin(x)),
+        const auto inverse = stored(quotient(P(1), x)), log_2 = stored(log2(abs(x))), log_e = stored(log(abs(x))), sine = stored(sin(x)),
                    cosine = stored(cos(x));
         for (std::size_t i = 0; i < a.size(); ++i) {
             if (std::isnan(a[i])) {
@@ -141,6 +141,19 @@ void check_functions() {
 
 }  // namespace
 
+TEST_CASE("functions written for vectors run on single numbers") {
+    const auto clipped = [](auto x) {
+        using heed::max, heed::min, heed::select;
+        return select(x < decltype(x)(0), min(x, decltype(x)(-1)), max(x, decltype(x)(2)));
+    };
+    for (const float x : {-3.f, -0.5f, 0.f, 1.f, 5.f}) {
+        float lanes[heed::pack<float>::lanes];
+        clipped(heed::pack<float>(x)).store(lanes);
+        CHECK(lanes[0] == clipped(x));
+        CHECK(clipped(x) == (x < 0 ? std::min(x, -1.f) : std::max(x, 2.f)));
+    }
+}
+
 TEST_CASE("vectors compute what scalars compute") {
     check_pack<heed::pack<float>>();
     check_pack<heed::pack<double>>();
@@ -148,7 +161,7 @@ TEST_CASE("vectors compute what scalars compute") {
     check_pack<heed::pack<double, heed::arch::emulated<5>>>();
 }
 
-TEST_CASE("rounding, powers of two, reciprocals and library functions of vectors") {
+TEST_CASE("rounding, powers of two, quotients and library functions of vectors") {
     check_functions<heed::pack<float>>();
     check_functions<heed::pack<double>>();
     check_functions<heed::pack<float, heed::arch::emulated<3>>>();

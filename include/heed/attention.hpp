@@ -54,6 +54,14 @@ void check_view(const char* door, const char* name, const V& v) {
     require(reinterpret_cast<std::uintptr_t>(v.data) % alignof(typename V::value_type) == 0, door, name, "address",
             reinterpret_cast<std::uintptr_t>(v.data), "must be a multiple of", alignof(typename V::value_type));
 }
+template <class X, class Y>
+void same_extents(const char* door, const char* name, const X& x, const char* other, const Y& y, int rank) {
+    constexpr const char* words[] = {"batch", "heads", "length", "features"};
+    for (int i = 0; i < rank; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        require(x[at] == y[at], door, name, words[i], x[at], "must equal", other, words[i], y[at]);
+    }
+}
 template <class S>
 void check_source(const char* door, const char* name, const S& s) {
     if constexpr (requires { s.v; }) {
@@ -61,55 +69,42 @@ void check_source(const char* door, const char* name, const S& s) {
         require(s.v.stride(3) == 1 || s.v.extent(3) <= 1, door, name, "last stride", s.v.stride(3), "must be", 1);
     }
 }
+// A view with rows in its third dimension, and `row` elements in each, that is written.
+template <class V>
+void check_written(const char* door, const char* name, const V& v, index row) {
+    check_view(door, name, v);
+    if constexpr (V::rank == 4) require(v.stride(3) == 1 || v.extent(3) <= 1, door, name, "last stride", v.stride(3), "must be", 1);
+    for (int i = 0; i < 3; ++i)
+        require(v.extent(i) <= 1 || v.empty() || std::abs(v.stride(i)) >= row, door, name, "stride", v.stride(i),
+                "must not be smaller than a row of", row);
+}
+template <class Written, class S>
+void check_apart(const char* door, const char* name, const Written& written, const char* other, const S& read) {
+    if constexpr (requires { read.v; })
+        require(!may_overlap(written, read.v), door, name, "must not overlap", other);
+    else if constexpr (is_view<S>)
+        require(written.data == nullptr || read.data == nullptr || !may_overlap(written, read), door, name, "must not overlap", other);
+}
 
-// Shapes, strides, pointers and parameters of a call to the attention door.
+// Shapes, strides and pointers of what a call reads.
 template <class Problem>
-void check_attention(const char* door, const Problem& p) {
+void check_operands(const char* door, const Problem& p) {
     const std::array<index, 4> q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
-    const auto same = [&](const char* what, const char* a, index x, const char* b, index y) {
-        require(x == y, door, a, what, x, "must equal", b, what, y);
-    };
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
     check_source(door, "value", p.v);
-    check_view(door, "out", p.out);
-    require(p.out.stride(3) == 1 || p.out.extent(3) <= 1, door, "out last stride", p.out.stride(3), "must be", 1);
-    const auto rows_apart = [&](const char* name, const auto& written, index row) {
-        for (int i = 0; i < 3; ++i)
-            require(written.extent(i) <= 1 || written.empty() || std::abs(written.stride(i)) >= row, door, name, "stride",
-                    written.stride(i), "must not be smaller than a row of", row);
-    };
-    rows_apart("out", p.out, p.out.extent(3));
-    same("batch", "key", k[0], "query", q[0]);
-    same("batch", "value", v[0], "key", k[0]);
-    same("heads", "value", v[1], "key", k[1]);
-    same("length", "value", v[2], "key", k[2]);
-    same("features", "key", k[3], "query", q[3]);
+    require(k[0] == q[0], door, "key batch", k[0], "must equal query batch", q[0]);
+    same_extents(door, "value", v, "key", k, 3);
+    require(k[3] == q[3], door, "key features", k[3], "must equal query features", q[3]);
     require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);
-    same("batch", "out", p.out.extent(0), "query", q[0]);
-    same("heads", "out", p.out.extent(1), "query", q[1]);
-    same("length", "out", p.out.extent(2), "query", q[2]);
-    same("features", "out", p.out.extent(3), "value", v[3]);
-    if (p.lse.data != nullptr || p.lse.extent(0) != 0) {
-        check_view(door, "lse", p.lse);
-        rows_apart("lse", p.lse, 1);
-        same("batch", "lse", p.lse.extent(0), "query", q[0]);
-        same("heads", "lse", p.lse.extent(1), "query", q[1]);
-        same("length", "lse", p.lse.extent(2), "query", q[2]);
-    }
-    const auto apart = [&](const char* name, const auto& s) {
-        if constexpr (requires { s.v; }) {
-            require(!may_overlap(p.out, s.v), door, "out must not overlap", name);
-            if (p.lse.data != nullptr) require(!may_overlap(p.lse, s.v), door, "lse must not overlap", name);
-        }
-    };
-    apart("query", p.q);
-    apart("key", p.k);
-    apart("value", p.v);
-    if (p.lse.data != nullptr) require(!may_overlap(p.out, p.lse), door, "lse must not overlap", "out");
+}
+// Parameters of the policies.
+template <class Problem>
+void check_parameters(const char* door, const Problem& p) {
     p.sequences.check(door, p.whole);
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
+    ask::check(p.weight, door, p.whole);
     extents e = p.whole;
     e.batch = p.sequences.count(p.whole);
     for (index s = 0; s < (std::is_same_v<std::decay_t<decltype(p.sequences)>, whole_batch> ? std::min<index>(1, e.batch) : e.batch); ++s) {
@@ -119,6 +114,28 @@ void check_attention(const char* door, const Problem& p) {
         ask::check(p.mask, door, e);
         std::apply([&](const auto&... m) { (ask::check(m, door, e), ...); }, p.mods);
     }
+}
+template <class Problem>
+void check_attention(const char* door, const Problem& p) {
+    const std::array<index, 4> q = p.q.shape();
+    check_operands(door, p);
+    check_written(door, "out", p.out, p.out.extent(3));
+    same_extents(door, "out", p.out.shape, "query", q, 3);
+    require(p.out.extent(3) == p.width(), door, "out features", p.out.extent(3), "must equal value features", p.width());
+    const bool with_lse = p.lse.data != nullptr || p.lse.extent(0) != 0;
+    if (with_lse) {
+        check_written(door, "lse", p.lse, 1);
+        same_extents(door, "lse", p.lse.shape, "query", q, 3);
+    }
+    const auto apart = [&](const char* name, const auto& s) {
+        check_apart(door, "out", p.out, name, s);
+        if (with_lse) check_apart(door, "lse", p.lse, name, s);
+    };
+    apart("query", p.q);
+    apart("key", p.k);
+    apart("value", p.v);
+    if (with_lse) check_apart(door, "lse", p.lse, "out", p.out);
+    check_parameters(door, p);
 }
 
 // Why a call runs below the machine's limit, or null.
@@ -135,14 +152,13 @@ constexpr const char* slow_because() {
     return nullptr;
 }
 
-// The problem that a call states, checked.
-template <class Q, class K, class V, class T, class... Policies>
-auto state_attention(const char* door, const Q& q, const K& k, const V& v, const result<T>& into, const Policies&... policies) {
+// The problem that a call states, unchecked; `out` and `lse` may be views of const.
+template <class Q, class K, class V, class Out, class... Policies>
+auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const view<Out, 3>& lse, const Policies&... policies) {
     check_policies<Policies...>();
     using source = typename Q::value_type;
-    static_assert(!std::is_const_v<T>, "heed: the output is written, so its elements must not be const");
     static_assert(std::is_same_v<typename K::value_type, source> && std::is_same_v<typename V::value_type, source> &&
-                      std::is_same_v<std::remove_const_t<T>, source>,
+                      std::is_same_v<std::remove_const_t<Out>, source>,
                   "heed: query, key, value and out must have one element type");
     static_assert(std::is_same_v<source, float> || std::is_same_v<source, double>, "heed: the element type must be float or double");
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;
@@ -150,19 +166,31 @@ auto state_attention(const char* door, const Q& q, const K& k, const V& v, const
     auto mods = all_on<axes::score>(policies...);
     auto mask = conjunction(all_on<axes::mask>(policies...));
     auto accumulator = one_on<axes::accumulator>(softmax{}, policies...);
+    auto weight = one_on<axes::weight>(whole_weights{}, policies...);
     auto sequences = one_on<axes::sequences>(whole_batch{}, policies...);
     const auto given = one_on<axes::scale>(scale{similarity.default_scale(q.shape()[3])}, policies...);
     const auto shape = q.shape();
-    attention_problem<arch_type, Q, K, V, T, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator),
-                      decltype(sequences)>
-        p{q,          k,           v,    into.out, into.lse,    {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]},
-          similarity, given.value, mods, mask,     accumulator, sequences};
-    given.check(door, p.whole);
-    check_attention(door, p);
+    return attention_problem<arch_type, Q, K, V, Out, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator),
+                             decltype(weight), decltype(sequences)>{
+        q,    k,    v,           out,    lse,      {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]}, similarity, given.value,
+        mods, mask, accumulator, weight, sequences};
+}
+template <class Problem, class... Policies>
+void check_requirement(const char* door) {
     if constexpr (count_on<axes::requirement, Policies...> == 1) {
-        constexpr const char* reason = slow_because<decltype(p)>();
+        constexpr const char* reason = slow_because<Problem>();
         require(reason == nullptr, door, "require_fast refuses this call:", reason == nullptr ? "" : reason);
     }
+}
+
+// The problem of a forward call, checked.
+template <class Q, class K, class V, class T, class... Policies>
+auto state_attention(const char* door, const Q& q, const K& k, const V& v, const result<T>& into, const Policies&... policies) {
+    static_assert(!std::is_const_v<T>, "heed: the output is written, so its elements must not be const");
+    auto p = state(q, k, v, into.out, into.lse, policies...);
+    scale{p.scale}.check(door, p.whole);
+    check_attention(door, p);
+    check_requirement<decltype(p), Policies...>(door);
     return p;
 }
 

@@ -75,6 +75,11 @@ struct position {
 //   auto bind(extents)                             optional, as for masks
 //   void stage(b, h, tile, T* rows, index stride)  optional: writes the tile's parameters to rows[key * stride + query]; then the
 //                                                  engine calls apply(score, staged) instead of operator()
+//   static constexpr bool additive = true          promises that the derivative by the score is 1; without it the backward calls the
+//                                                  same function with dual numbers (kernel/dual.hpp)
+//   S parameter_slope(S score, const position<S>&) optional: derivative by the mod's own parameter, for with_gradient
+//   void collect(b, h, tile, const T* rows, index stride, into)   for with_gradient of a staged mod: adds the gradient of the
+//                                                  staged parameters of a tile to the destination
 // Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto)
 // const { return s + s; } };
 template <class F, class S>
@@ -101,11 +106,32 @@ concept Similarity = requires(const F& f, S s) {
 //   double weigh(b, h, std::span<double> scores)   the definition: scores of one row (natural units, masked keys are -inf) become
 //                                                  weights in place; returns lse
 //   in lanes: `template <class P> struct lanes`, see accumulate/softmax.hpp and engine/strip.hpp
+//   backward: `template <class P> struct gradient`, see accumulate/softmax.hpp and engine/strip_backward.hpp
 // Laws: absorbing nothing changes nothing, merge(A, B) = absorb(A u B) within rounding, an empty row gives weights 0 and lse -inf.
 template <class A>
 concept Accumulator = requires(const A& a, index i, std::span<double> row) {
     { a.weigh(i, i, row) } -> std::convertible_to<double>;
 };
+
+// WeightFactor: with what factor does a weight, already normalised, reach the values?
+//   double factor(b, h, q, k)                      the definition; independent of the weight
+//   void stage(b, h, tile, T* rows, index stride)  rows[key * stride + query] = factor, for a tile at once
+// Law: stage and factor agree. Smallest model: struct half { using axis = axes::weight; double factor(...) const { return 0.5; } };
+template <class F>
+concept WeightFactor = requires(const F& f, index i) {
+    { f.factor(i, i, i, i) } -> std::convertible_to<double>;
+};
+
+// Every weight as it is. What a call without a weight factor uses.
+struct whole_weights {
+    static constexpr double factor(index, index, index, index) { return 1; }
+};
+
+// Observer: sees weights and their gradients while a backward has them.
+//   void clear(extents)                            before anything is seen; pairs that no query sees are never shown
+//   void observe(b, h, tile, const T* weights, const T* d_weights, index stride)   rows[key * stride + query], 0 where masked;
+//                                                  tiles of one head that share a key never come at the same time
+//   void check(const char* door, extents)          optional, as for masks
 
 // Executor: runs f(task, worker) for every task in [0, n), worker in [0, workers()), and returns when all are done; two tasks at a
 // time never share a worker. An exception of a task reaches the caller. Law: results do not depend on the executor.
@@ -143,6 +169,15 @@ void bits(const M& m, index b, index h, const score_tile& t, std::uint64_t* rows
             rows[k - t.key_begin] = row;
         }
     }
+}
+template <class F, class T>
+void factors(const F& f, index b, index h, const score_tile& t, T* rows, index stride) {
+    if constexpr (requires { f.stage(b, h, t, rows, stride); })
+        f.stage(b, h, t, rows, stride);
+    else
+        for (index k = t.key_begin; k < t.key_end; ++k)
+            for (index q = t.query_begin; q < t.query_end; ++q)
+                rows[(k - t.key_begin) * stride + q - t.query_begin] = static_cast<T>(f.factor(b, h, q, k));
 }
 template <class P>
 constexpr auto bind(const P& p, const extents& e) {

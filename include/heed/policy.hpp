@@ -18,6 +18,8 @@ struct scale {};         // what is it multiplied with?
 struct score {};         // how is it changed afterwards?
 struct mask {};          // which keys may a query see?
 struct accumulator {};   // how do scores become weights?
+struct weight {};        // with what factor does a weight reach the values?
+struct observer {};      // who sees the weights and their gradients?
 struct sequences {};     // which rows belong together?
 struct executor {};      // on which threads?
 struct memory {};        // where do intermediate results live?
@@ -44,6 +46,7 @@ consteval void check_policies() {
     static_assert(count_on<axes::similarity, Policies...> <= 1, "heed: at most one similarity (such as cosine) can be given");
     static_assert(count_on<axes::scale, Policies...> <= 1, "heed: at most one scale can be given");
     static_assert(count_on<axes::accumulator, Policies...> <= 1, "heed: at most one accumulator (such as softmax or sinks) can be given");
+    static_assert(count_on<axes::weight, Policies...> <= 1, "heed: at most one weight factor (such as dropout) can be given");
     static_assert(count_on<axes::sequences, Policies...> <= 1, "heed: at most one segments can be given");
     static_assert(count_on<axes::executor, Policies...> <= 1, "heed: at most one executor can be given");
     static_assert(count_on<axes::memory, Policies...> <= 1, "heed: at most one workspace can be given");

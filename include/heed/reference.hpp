@@ -1,10 +1,12 @@
-// reference::attention: the same door and the same policies, as plain loops in double. The oracle of the tests, public for yours.
+// reference::attention and reference::attention_backward: the same doors and the same policies, as plain loops in double. The oracle of
+// the tests, public for yours.
 //
-// It asks masks only `allows`, score modifications only for single pairs, and the accumulator only for its definition; it shares no
+// They ask masks only `allows`, score modifications only for single pairs, and the accumulator only for its definition; they share no
 // loop with the engines. Masked keys and values are not read into the result. Slow, O(Tq Tk (D + Dv)).
 #pragma once
 
 #include <heed/attention.hpp>
+#include <heed/attention_backward.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -16,60 +18,200 @@ namespace heed::inline HEED_ISA {
 
 namespace reference {
 
+// The scores and weights of one query row, over the keys that it sees.
+template <class Problem>
+class rows_of_head {
+public:
+    using T = typename Problem::T;
+    using row = std::vector<double>;
+
+    rows_of_head(const Problem& p, index number, const sequence& rows, index head)
+        : p_(p),
+          number_(number),
+          rows_(rows),
+          head_(head),
+          shape_{p.sequences.count(p.whole), p.whole.heads, p.whole.key_heads, rows.queries, rows.keys},
+          scratch_(static_cast<std::size_t>(std::max({p.q.scratch_per_row(), p.k.scratch_per_row(), p.v.scratch_per_row()}))),
+          mask_(ask::bind(p.mask, shape_)),
+          mods_(std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, shape_)...}; }, p.mods)),
+          factor_(ask::bind(p.weight, shape_)) {
+        for (index j = 0; j < rows.keys; ++j) {
+            keys.push_back(read(p.k, head / p.group(), rows.key_begin + j, p.depth()));
+            values.push_back(read(p.v, head / p.group(), rows.key_begin + j, p.width()));
+        }
+    }
+
+    // Makes the row of query i; returns its log-sum-exp.
+    double visit(index i) {
+        at_query_ = i + shape_.offset();
+        query = read(p_.q, head_, rows_.query_begin + i, p_.depth());
+        weights.assign(keys.size(), -std::numeric_limits<double>::infinity());
+        for (std::size_t j = 0; j < keys.size(); ++j)
+            if (allows(j)) weights[j] = score(j);
+        return p_.accumulator.weigh(number_, head_, std::span(weights));
+    }
+    bool allows(std::size_t j) const { return mask_.allows(number_, head_, at_query_, static_cast<index>(j)); }
+    double factor(std::size_t j) const { return factor_.factor(number_, head_, at_query_, static_cast<index>(j)); }
+
+    // The gradient of the score of key j, handed back to the products q.k, q.q and k.k, and to learned parameters on its way.
+    struct products {
+        double dot, query_square, key_square;
+    };
+    products back(std::size_t j, double g) const {
+        using D = dual<double>;
+        const double dot = inner(query, keys[j]), qq = inner(query, query), kk = inner(keys[j], keys[j]);
+        const double similar = p_.similarity(dot, qq, kk);
+        mods_back<0>(similar * p_.scale, j, g);
+        if constexpr (is_learned<typename Problem::scale_type>) destination::add(p_.scale_policy.into, head_, g * similar);
+        g *= p_.scale;
+        if constexpr (is_learned<typename Problem::similarity_type>)
+            destination::add(p_.similarity.into, head_, g * p_.similarity.parameter_slope(dot, qq, kk));
+        return {g * p_.similarity(D(dot, 1.), D(qq, 0.), D(kk, 0.)).d, g * p_.similarity(D(dot, 0.), D(qq, 1.), D(kk, 0.)).d,
+                g * p_.similarity(D(dot, 0.), D(qq, 0.), D(kk, 1.)).d};
+    }
+    template <class Observer>
+    void show(const Observer& observer, const row& d_weights) const {
+        ask::bind(observer, shape_)
+            .observe(number_, head_, score_tile{at_query_, at_query_ + 1, 0, rows_.keys}, weights.data(), d_weights.data(), index{1});
+    }
+
+    static double inner(const row& a, const row& b) {
+        double sum = 0;
+        for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+        return sum;
+    }
+
+    std::vector<row> keys, values;
+    row query, weights;
+
+private:
+    template <class Source>
+    row read(const Source& source, index head, index t, index features) {
+        const T* at = nullptr;
+        source.rows(rows_.batch, head, t, 1, scratch_.data(), &at);
+        return row(at, at + features);
+    }
+    template <class S>
+    position<S> where(std::size_t j) const {
+        const auto k = static_cast<index>(j);
+        return {number_, head_, S(static_cast<double>(at_query_)), k, S(static_cast<double>(at_query_ - k))};
+    }
+    double score(std::size_t j) const {
+        const auto& key = keys[j];
+        double s = p_.similarity(inner(query, key), inner(query, query), inner(key, key)) * p_.scale;
+        std::apply([&](const auto&... mod) { ((s = mod(s, where<double>(j))), ...); }, mods_);
+        return s;
+    }
+    // g, the gradient of the last score, becomes that of the score s before modification I.
+    template <std::size_t I>
+    void mods_back(double s, std::size_t j, double& g) const {
+        if constexpr (I < std::tuple_size_v<decltype(mods_)>) {
+            const auto& mod = std::get<I>(mods_);
+            using Mod = std::remove_cvref_t<decltype(mod)>;
+            double slope = 1;
+            if constexpr (!requires { requires Mod::additive; }) slope = mod(dual<double>(s, 1.), where<dual<double>>(j)).d;
+            mods_back<I + 1>(mod(s, where<double>(j)), j, g);
+            if constexpr (is_learned<Mod>) {
+                if constexpr (StagedScoreMod<Mod, T>)
+                    mod.collect(number_, head_, score_tile{at_query_, at_query_ + 1, static_cast<index>(j), static_cast<index>(j) + 1}, &g,
+                                1, mod.into);
+                else
+                    destination::add(mod.into, head_, g * mod.parameter_slope(s, where<double>(j)));
+            }
+            g *= slope;
+        }
+    }
+
+    const Problem& p_;
+    index number_;
+    sequence rows_;
+    index head_;
+    extents shape_;
+    std::vector<T> scratch_;
+    decltype(ask::bind(std::declval<const typename Problem::mask_type&>(), extents{})) mask_;
+    decltype(std::apply([](const auto&... m) { return std::tuple{ask::bind(m, extents{})...}; },
+                        std::declval<const typename Problem::mods_type&>())) mods_;
+    decltype(ask::bind(std::declval<const typename Problem::weight_type&>(), extents{})) factor_;
+    index at_query_ = 0;
+};
+
 template <class Q, class K, class V, class Out, class... Policies>
 void attention(const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
     const auto p =
         doors::state_attention("reference::attention", row_source(q), row_source(k), row_source(v), doors::as_result(out), policies...);
     using Problem = std::remove_const_t<decltype(p)>;
     using T = typename Problem::T;
-    const index depth = p.depth(), width = p.width();
-    std::vector<T> scratch(static_cast<std::size_t>(std::max({p.q.scratch_per_row(), p.k.scratch_per_row(), p.v.scratch_per_row()})));
-    const auto row = [&](const auto& source, index batch, index head, index t, index features) {
-        const T* at = nullptr;
-        source.rows(batch, head, t, 1, scratch.data(), &at);
-        return std::vector<double>(at, at + features);
-    };
-    const auto dot = [](const std::vector<double>& a, const std::vector<double>& b) {
-        double sum = 0;
-        for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-        return sum;
-    };
-    const index sequences = p.sequences.count(p.whole);
-    for (index s = 0; s < sequences; ++s) {
+    for (index s = 0; s < p.sequences.count(p.whole); ++s) {
         const sequence rows = p.sequences.at(s, p.whole);
-        const extents shape{sequences, p.whole.heads, p.whole.key_heads, rows.queries, rows.keys};
-        const auto mask = ask::bind(p.mask, shape);
-        const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, shape)...}; }, p.mods);
         for (index h = 0; h < p.whole.heads; ++h) {
-            const index key_head = h / p.group();
-            std::vector<std::vector<double>> keys, values;
-            for (index j = 0; j < rows.keys; ++j) {
-                keys.push_back(row(p.k, rows.batch, key_head, rows.key_begin + j, depth));
-                values.push_back(row(p.v, rows.batch, key_head, rows.key_begin + j, width));
-            }
+            rows_of_head<Problem> head(p, s, rows, h);
             for (index i = 0; i < rows.queries; ++i) {
-                const index at_query = i + shape.offset();
-                const auto query = row(p.q, rows.batch, h, rows.query_begin + i, depth);
-                std::vector<double> weights(static_cast<std::size_t>(rows.keys), -std::numeric_limits<double>::infinity());
-                for (index j = 0; j < rows.keys; ++j) {
-                    if (!mask.allows(s, h, at_query, j)) continue;
-                    const auto& key = keys[static_cast<std::size_t>(j)];
-                    double score = p.similarity(dot(query, key), dot(query, query), dot(key, key)) * p.scale;
-                    const position<double> at{s, h, static_cast<double>(at_query), j, static_cast<double>(at_query - j)};
-                    std::apply([&](const auto&... mod) { ((score = mod(score, at)), ...); }, mods);
-                    weights[static_cast<std::size_t>(j)] = score;
-                }
-                const double lse = p.accumulator.weigh(s, h, std::span(weights));
-                std::vector<double> sum(static_cast<std::size_t>(width));
-                for (index j = 0; j < rows.keys; ++j) {
-                    if (!mask.allows(s, h, at_query, j)) continue;
-                    for (index d = 0; d < width; ++d)
-                        sum[static_cast<std::size_t>(d)] +=
-                            weights[static_cast<std::size_t>(j)] * values[static_cast<std::size_t>(j)][static_cast<std::size_t>(d)];
-                }
-                for (index d = 0; d < width; ++d)
+                const double lse = head.visit(i);
+                std::vector<double> sum(static_cast<std::size_t>(p.width()));
+                for (std::size_t j = 0; j < head.keys.size(); ++j)
+                    for (std::size_t d = 0; head.allows(j) && d < sum.size(); ++d)
+                        sum[d] += head.weights[j] * head.factor(j) * head.values[j][d];
+                for (index d = 0; d < p.width(); ++d)
                     p.out(rows.batch, h, rows.query_begin + i, d) = static_cast<T>(sum[static_cast<std::size_t>(d)]);
                 if (p.lse.data != nullptr) p.lse(rows.batch, h, rows.query_begin + i) = static_cast<T>(lse);
+            }
+        }
+    }
+}
+
+// Weights are made anew; `forward` is checked and not read.
+template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
+void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
+                        const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+    const auto p = doors::state_backward("reference::attention_backward", row_source(q), row_source(k), row_source(v), forward,
+                                         doors::as_result(d_out), dq, dk, dv, policies...);
+    using Problem = std::remove_const_t<decltype(p)>;
+    using row = std::vector<double>;
+    const auto depth = static_cast<std::size_t>(p.depth()), width = static_cast<std::size_t>(p.width());
+    doors::clear_destinations(p);
+    const auto write = [](const view<X, 4>& to, index batch, index head, index t, const row& from) {
+        for (std::size_t d = 0; d < from.size(); ++d) to(batch, head, t, static_cast<index>(d)) = static_cast<X>(from[d]);
+    };
+    for (index s = 0; s < p.sequences.count(p.whole); ++s) {
+        const sequence rows = p.sequences.at(s, p.whole);
+        for (index key_head = 0; key_head < p.whole.key_heads; ++key_head) {
+            std::vector<row> d_keys(static_cast<std::size_t>(rows.keys), row(depth)), d_values(d_keys.size(), row(width));
+            for (index h = key_head * p.group(); h < (key_head + 1) * p.group(); ++h) {
+                rows_of_head<Problem> head(p, s, rows, h);
+                for (index i = 0; i < rows.queries; ++i) {
+                    const double lse = head.visit(i);
+                    const index t = rows.query_begin + i;
+                    row d_row(width), d_query(depth), d_weights(head.keys.size());
+                    for (std::size_t d = 0; d < width; ++d) d_row[d] = p.d_out(rows.batch, h, t, static_cast<index>(d));
+                    double delta = p.d_lse.data == nullptr ? 0 : -static_cast<double>(p.d_lse(rows.batch, h, t));
+                    for (std::size_t j = 0; j < d_weights.size(); ++j) {
+                        if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity()) continue;
+                        d_weights[j] = head.factor(j) * head.inner(d_row, head.values[j]);
+                        delta += head.weights[j] * d_weights[j];
+                        for (std::size_t d = 0; d < width; ++d) d_values[j][d] += head.weights[j] * head.factor(j) * d_row[d];
+                    }
+                    std::apply([&](const auto&... o) { (head.show(o, d_weights), ...); }, p.observers);
+                    if constexpr (is_learned<typename Problem::accumulator_type>)
+                        destination::add(p.accumulator.into, h, p.accumulator.parameter_gradient(h, lse, delta));
+                    row d_scores = d_weights;
+                    p.accumulator.d_weigh(head.weights, d_scores, delta);
+                    double query_square = 0;
+                    for (std::size_t j = 0; j < d_scores.size(); ++j) {
+                        if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity() || head.weights[j] == 0) continue;
+                        const auto g = head.back(j, d_scores[j]);
+                        query_square += g.query_square;
+                        for (std::size_t d = 0; d < depth; ++d) {
+                            d_query[d] += g.dot * head.keys[j][d];
+                            d_keys[j][d] += g.dot * head.query[d] + 2 * g.key_square * head.keys[j][d];
+                        }
+                    }
+                    for (std::size_t d = 0; d < depth; ++d) d_query[d] += 2 * query_square * head.query[d];
+                    write(p.dq, rows.batch, h, t, d_query);
+                }
+            }
+            for (std::size_t j = 0; j < d_keys.size(); ++j) {
+                write(p.dk, rows.batch, key_head, rows.key_begin + static_cast<index>(j), d_keys[j]);
+                write(p.dv, rows.batch, key_head, rows.key_begin + static_cast<index>(j), d_values[j]);
             }
         }
     }

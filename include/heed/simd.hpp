@@ -204,15 +204,15 @@ struct pack {
         return select(n == n, pack{recast<batch_type>(bits)}, n);
     }
 
-    // 1/a to within 2 ulp for normal a; may be cheaper than a division.
-    HEED_INLINE friend pack reciprocal(pack a) {
+    // a / b to within 2 ulp for normal b; may be cheaper than a division.
+    HEED_INLINE friend pack quotient(pack a, pack b) {
 #if defined(__AVX512F__)
         if constexpr (std::is_same_v<T, float> && lanes == 16) {
-            const pack r{batch_type(_mm512_rcp14_ps(a.v))};
-            return fma(r, fma(-a, r, pack(1)), r);
+            const pack r{batch_type(_mm512_rcp14_ps(b.v))};
+            return a * fma(r, fma(-b, r, pack(1)), r);
         }
 #endif
-        return pack(1) / a;
+        return a / b;
     }
 };
 
@@ -316,13 +316,31 @@ struct pack<T, arch::emulated<N>> {
     HEED_INLINE friend pack scale_by_power(const pack& a, const pack& n) {
         return made([&](int i) { return std::isfinite(n.v[i]) ? std::ldexp(a.v[i], static_cast<int>(n.v[i])) : a.v[i] + n.v[i]; });
     }
-    HEED_INLINE friend pack reciprocal(const pack& a) { return pack(1) / a; }
+    HEED_INLINE friend pack quotient(const pack& a, const pack& b) { return a / b; }
 };
 
 template <class S>
 inline constexpr bool is_pack = false;
 template <class T, class Arch>
 inline constexpr bool is_pack<pack<T, Arch>> = true;
+// The same of single numbers, for functions that are written once for both: `using heed::select, heed::max, heed::min;` finds these, and
+// vectors bring theirs.
+template <class A, class B>
+    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
+constexpr std::common_type_t<A, B> select(bool truth, A a, B b) {
+    return truth ? a : b;
+}
+template <class A, class B>
+    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
+constexpr std::common_type_t<A, B> max(A a, B b) {
+    return a > b ? a : b;
+}
+template <class A, class B>
+    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
+constexpr std::common_type_t<A, B> min(A a, B b) {
+    return a < b ? a : b;
+}
+
 // Functions that xsimd has and the kernels need once a row at most.
 #define HEED_UNARY(name)                                                          \
     template <class T, class Arch>                                                \

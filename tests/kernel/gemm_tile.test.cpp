@@ -75,7 +75,7 @@ void check_shapes(std::integer_sequence<int, Minus...>) {
 }  // namespace
 
 TEST_CASE("products of every tile shape are exact, and nothing else is written") {
-    check_shapes<heed::pack<float>>(std::make_integer_sequence<int, heed::tile_shape<heed::pack<float>>::vectors>{});
-    check_shapes<heed::pack<double>>(std::make_integer_sequence<int, heed::tile_shape<heed::pack<double>>::vectors>{});
+    check_shapes<heed::pack<float>>(std::make_integer_sequence<int, heed::tile_shape<heed::pack<float>>::step>{});
+    check_shapes<heed::pack<double>>(std::make_integer_sequence<int, heed::tile_shape<heed::pack<double>>::step>{});
     check_shapes<heed::pack<float, heed::arch::emulated<3>>>(std::make_integer_sequence<int, 2>{});
 }

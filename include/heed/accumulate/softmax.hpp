@@ -21,6 +21,8 @@ namespace heed::inline HEED_ISA {
 
 template <class P>
 struct softmax_lanes;
+template <class P>
+struct softmax_gradient;
 
 struct softmax {
     using axis = axes::accumulator;
@@ -30,6 +32,8 @@ struct softmax {
     static constexpr double unit = std::numbers::log2e;
     template <class P>
     using lanes = softmax_lanes<P>;
+    template <class P>
+    using gradient = softmax_gradient<P>;
 
     // The definition, for one row of scores in natural units, -inf where masked.
     double weigh(index, index head, std::span<double> row) const {
@@ -46,6 +50,16 @@ struct softmax {
         for (double& s : row) s = s == 0 ? 0 : s / total;
         return top + std::log(total);
     }
+    // Backward of the definition, for one row: d_weights (of the normalised weights) become d_scores in place; delta is the sum of
+    // weight times d_weight less the gradient of lse.
+    static void d_weigh(std::span<const double> weights, std::span<double> d_weights, double delta) {
+        for (std::size_t j = 0; j < weights.size(); ++j) d_weights[j] = weights[j] == 0 ? 0 : weights[j] * (d_weights[j] - delta);
+    }
+    // What one row adds to the gradient of the head's sink.
+    double parameter_gradient(index head, double lse, double delta) const {
+        const double sink = sinks.empty() ? -std::numeric_limits<double>::infinity() : sinks[static_cast<std::size_t>(head)];
+        return sink == -std::numeric_limits<double>::infinity() ? 0 : -std::exp(sink - lse) * delta;
+    }
     void check(const char* door, const extents& e) const {
         require(sinks.empty() || static_cast<index>(sinks.size()) == e.heads, door, "sinks", sinks.size(), "must equal query heads",
                 e.heads);
@@ -55,6 +69,20 @@ struct softmax {
 };
 
 inline softmax sinks(std::span<const float> logits) { return {logits}; }
+
+// Backward in lanes. weight = 2^(score + start(lse)), the score in units of `unit`; d_score = weight (d_weight - delta) in natural units.
+template <class P>
+struct softmax_gradient {
+    using T = typename P::value_type;
+    static T start(T lse) { return -lse * std::numbers::log2e_v<T>; }
+    static T offset(T delta) { return -delta; }
+    template <int N>
+    HEED_INLINE static void weigh(P (&x)[N]) {
+        exp2_all(x);
+    }
+    // d_weight includes the offset.
+    HEED_INLINE static P d_score(const P& weight, const P& d_weight) { return weight * d_weight; }
+};
 
 // The state of one strip of queries, in rows of `stride` lanes that the engine provides (state_rows kept between tiles, tile_rows
 // only within one). The engine's protocol, for each tile: begin_tile; absorb for every group of scores; settle, and if that returns

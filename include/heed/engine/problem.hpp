@@ -10,8 +10,9 @@
 
 namespace heed::inline HEED_ISA {
 
-// Sim, Mod, Msk and Acc are models of Similarity, ScoreMod, Mask and Accumulator; Seq tells which rows belong together.
-template <class Arch, class Q, class K, class V, class Out, class Sim, class Mods, class Msk, class Acc, class Seq>
+// Sim, Mods, Msk, Acc and Wgt are models of Similarity, ScoreMod, Mask, Accumulator and WeightFactor; Seq tells which rows belong
+// together.
+template <class Arch, class Q, class K, class V, class Out, class Sim, class Mods, class Msk, class Acc, class Wgt, class Seq>
 struct attention_problem {
     using T = typename Q::value_type;
     using P = pack<T, Arch>;
@@ -19,6 +20,7 @@ struct attention_problem {
     using mods_type = Mods;
     using mask_type = Msk;
     using accumulator_type = Acc;
+    using weight_type = Wgt;
 
     Q q;
     K k;
@@ -31,11 +33,26 @@ struct attention_problem {
     Mods mods;
     Msk mask;
     Acc accumulator;
+    Wgt weight;
     Seq sequences;
 
     index depth() const { return q.shape()[3]; }
     index width() const { return v.shape()[3]; }
     index group() const { return whole.key_heads == 0 ? 1 : whole.heads / whole.key_heads; }
+};
+
+// The same for a backward: `out` and `lse` are those of the forward, and are read. Scl is the scale policy, Obs a tuple of observers.
+template <class Forward, class Scl, class Obs>
+struct backward_problem : Forward {
+    using T = typename Forward::T;
+    using scale_type = Scl;
+    using observers_type = Obs;
+
+    view<const T, 4> d_out;
+    view<const T, 3> d_lse;  // no data: zero
+    view<T, 4> dq, dk, dv;
+    Scl scale_policy;
+    Obs observers;
 };
 
 }  // namespace heed::inline HEED_ISA

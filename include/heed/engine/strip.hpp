@@ -1,11 +1,12 @@
 // A strip: the queries of one register tile, in lanes, against tiles of keys.
 //
 // Q^T, O^T and P^T of a strip are rows of `lanes` scalars; K and V are read in place through row pointers. A tile of scores is made and
-// turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T). A partly visible tile is cut into
-// segments of 16 keys by whole vectors, so that a diagonal edge costs what its visible pairs cost.
+// turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T).
 #pragma once
 
 #include <heed/engine/problem.hpp>
+#include <heed/engine/row_prefetch.hpp>
+#include <heed/engine/segment.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/kernel/transpose.hpp>
@@ -15,10 +16,6 @@
 #include <tuple>
 
 namespace heed::inline HEED_ISA {
-
-// Keys of a tile: K, V and P^T of a tile stay in the first and second cache.
-inline constexpr index tile_keys = 64;
-inline constexpr index segment_keys = 16;
 
 // Arrays of one strip, kept from the first key to the last.
 template <class T>
@@ -33,35 +30,6 @@ struct tile_memory {
     std::uint64_t* bits;
 };
 
-// Keys [begin, begin + count) of the tile by vectors [first, first + vectors); masked: some pairs are not visible.
-struct tile_segment {
-    int begin, count, first, vectors;
-    bool masked;
-};
-
-// Rows that are wanted soon, brought into the second cache a few at a time between products.
-template <class T>
-class row_prefetch {
-public:
-    row_prefetch() = default;
-    // `steps`: how many calls of step at least there will be.
-    row_prefetch(const T* const* rows, int count, index features, int steps)
-        : rows_(rows), end_(rows + count), features_(features), rows_per_step_((count + steps - 1) / steps) {}
-    HEED_INLINE void step() {
-        for (int i = 0; i < rows_per_step_ && rows_ != end_; ++i, ++rows_) {
-            const char* at = reinterpret_cast<const char*>(*rows_);
-            const char* end = reinterpret_cast<const char*>(*rows_ + features_);
-            for (; at < end; at += 64) prefetch(at);
-        }
-    }
-
-private:
-    const T* const* rows_ = nullptr;
-    const T* const* end_ = nullptr;
-    index features_ = 0;
-    int rows_per_step_ = 0;
-};
-
 template <class Problem>
 class strip {
 public:
@@ -71,6 +39,7 @@ public:
     using lanes_type = typename Problem::accumulator_type::template lanes<P>;
     static constexpr int lanes = shape::lanes;
     static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
+    static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
     // Without score modifications the scores leave the product in the accumulator's units, minus its reference.
     static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
 
@@ -81,7 +50,7 @@ public:
     static tile_memory<T> take_tile(arena& a, const Problem& p) {
         return {a.take<T>(tile_keys * lanes),
                 a.take<T>(lanes_type::tile_rows * lanes),
-                a.take<T>(staged_mods * tile_keys * lanes),
+                a.take<T>((staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes),
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys * p.k.scratch_per_row()),
                 a.take<T>(tile_keys * p.v.scratch_per_row()),
@@ -126,25 +95,21 @@ public:
             for (index d = 0; d < depth; ++d)
                 for (int i = 0; i < lanes; ++i) s_.query_square[i] += s_.query[d * lanes + i] * s_.query[d * lanes + i];
         }
-        if constexpr (staged_mods > 0)
-            if (count < lanes) std::fill(t_.staged, t_.staged + staged_mods * tile_keys * lanes, T{0});
+        if constexpr (staged_mods > 0 || weighted)
+            if (count < lanes) std::fill(t_.staged, t_.staged + (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes, T{0});
     }
 
     // Takes in keys [key, key + count) of the sequence, whose rows are in the tile memory.
-    template <class Mask, class Mods>
-    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, row_prefetch<T>& next_keys,
-                row_prefetch<T>& next_values) {
+    template <class Mask, class Mods, class Weight>
+    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
+                row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         const score_tile tile{position_, position_ + count_, key, key + count};
-        coverage seen = ask::classify(mask, batch, head_, tile);
+        const coverage seen = ask::classify(mask, batch, head_, tile);
         if (seen == coverage::empty) return;
-        tile_segment segments[tile_keys / segment_keys];
-        int n = 0;
-        if (seen == coverage::full && count % shape::most_rows == 0)
-            segments[n++] = {0, count, 0, vectors_, false};
-        else
-            n = cut(seen, batch, tile, mask, segments);
+        segment_list segments;
+        const int n = cut<P>(seen, batch, head_, tile, mask, t_.bits, segments);
         if (n == 0) return;
         stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, key, count, mods_of_sequence);
@@ -153,11 +118,15 @@ public:
             scores(segments, n, batch, key, count, mods_of_sequence);
         }
         state_.commit();
+        if constexpr (weighted) {
+            ask::factors(weight, batch, head_, tile, factors(), static_cast<index>(lanes));
+            for (int i = 0; i < n; ++i) apply_factors(segments[i]);
+        }
         for (int i = 0; i < n; ++i) {
-            if (segments[i].masked && !all_finite(segments[i]))
+            if (segments[i].masked && !all_finite<P>(t_.value_rows, segments[i].begin, segments[i].count, p_.width()))
                 values_one_by_one(segments[i]);
             else
-                for_steps(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s); });
+                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s); });
         }
     }
 
@@ -204,59 +173,6 @@ private:
                 (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
     }(std::make_index_sequence<mods>{});
 
-    // Calls f for each register tile's width of a segment, the number of vectors as a constant.
-    template <class F>
-    HEED_INLINE static void for_steps(tile_segment s, F&& f) {
-        for (int rest = s.vectors; rest > 0; rest -= s.vectors, s.first += s.vectors) {
-            s.vectors = std::min(rest, shape::step);
-            if constexpr (shape::step >= 3)
-                if (s.vectors == 3) {
-                    f(std::integral_constant<int, 3>{}, s);
-                    continue;
-                }
-            if (s.vectors == 2)
-                f(std::integral_constant<int, 2>{}, s);
-            else
-                f(std::integral_constant<int, 1>{}, s);
-        }
-    }
-
-    // Cuts a tile into segments of equal extent and leaves the mask bits in the tile memory.
-    template <class Mask>
-    int cut(coverage seen, index batch, const score_tile& tile, const Mask& mask, tile_segment* segments) {
-        const int count = static_cast<int>(tile.key_end - tile.key_begin);
-        const std::uint64_t all = count_ >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count_) - 1;
-        if (seen == coverage::full)
-            std::fill(t_.bits, t_.bits + count, all);
-        else
-            ask::bits(mask, batch, head_, tile, t_.bits);
-        std::fill(t_.bits + count, t_.bits + tile_keys, std::uint64_t{0});
-        constexpr std::uint64_t one_vector = P::lanes >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << P::lanes) - 1;
-        int n = 0;
-        for (int begin = 0; begin < count; begin += segment_keys) {
-            const int end = std::min<int>(begin + segment_keys, count);
-            std::uint64_t some = 0, every = all;
-            for (int i = begin; i < end; ++i) {
-                some |= t_.bits[i];
-                every &= t_.bits[i];
-            }
-            if (some == 0) continue;
-            int first = 0, last = vectors_;
-            while ((some >> (first * P::lanes) & one_vector) == 0) ++first;
-            while ((some >> ((last - 1) * P::lanes) & one_vector) == 0) --last;
-            std::uint64_t inside = all & ~((std::uint64_t{1} << (first * P::lanes)) - 1);
-            if (last * P::lanes < 64) inside &= (std::uint64_t{1} << (last * P::lanes)) - 1;
-            const bool masked = (every & inside) != inside || (end - begin) % shape::most_rows != 0;
-            tile_segment* before = n > 0 ? &segments[n - 1] : nullptr;
-            if (before != nullptr && before->begin + before->count == begin && before->first == first && before->vectors == last - first &&
-                before->masked == masked)
-                before->count = end - before->begin;
-            else
-                segments[n++] = {begin, end - begin, first, last - first, masked};
-        }
-        return n;
-    }
-
     template <class Mods, std::size_t... I>
     void stage([[maybe_unused]] index batch, [[maybe_unused]] const score_tile& tile, [[maybe_unused]] const Mods& mods_of_sequence,
                std::index_sequence<I...>) {
@@ -275,7 +191,7 @@ private:
     void scores(const tile_segment* segments, int n, index batch, index key, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
         for (int i = 0; i < n; ++i)
-            for_steps(segments[i], [&](auto v, const tile_segment& s) {
+            for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
                 if (s.masked)
                     score_rows<N, true>(s, batch, key, count, mods_of_sequence);
@@ -359,6 +275,16 @@ private:
         }
     }
 
+    // Rows of the factors with which weights reach the values, behind the staged score modifications.
+    T* factors() const { return t_.staged + staged_mods * tile_keys * lanes; }
+    HEED_NOINLINE void apply_factors(const tile_segment& s) {
+        for (int i = s.begin; i < s.begin + s.count; ++i)
+            for (int v = s.first; v < s.first + s.vectors; ++v) {
+                T* weight = t_.weights + i * lanes + v * P::lanes;
+                (P::load(weight) * P::load(factors() + i * lanes + v * P::lanes)).store(weight);
+            }
+    }
+
     // O^T += V^T P^T.
     template <int N>
     HEED_NOINLINE void values(const tile_segment& s) {
@@ -383,19 +309,6 @@ private:
         tile.store(out, lanes);
     }
 
-    // Whether every value row of the segment that some query may not see is free of NaN and infinity, so that weight 0 removes it.
-    bool all_finite(const tile_segment& s) const {
-        const index width = p_.width();
-        P probe(0);
-        T rest = 0;
-        for (int i = s.begin; i < s.begin + s.count; ++i) {
-            const T* v = t_.value_rows[i];
-            index d = 0;
-            for (; d + P::lanes <= width; d += P::lanes) probe = fma(P::load(v + d), P(0), probe);
-            for (; d < width; ++d) rest += v[d] * 0;
-        }
-        return sum(probe) + rest == 0;
-    }
     // The same product with the same bits, where a value that a query may not see is multiplied for nothing.
     void values_one_by_one(const tile_segment& s) {
         for (int i = s.begin; i < s.begin + s.count; ++i)

@@ -135,6 +135,7 @@ private:
         open(strips, at, parts_ > 1 ? unit * parts_ + part : worker, tile);
         const auto mask = ask::bind(p_.mask, at.shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, at.shape)...}; }, p_.mods);
+        const auto weight = ask::bind(p_.weight, at.shape);
         const index key_head = at.head / p_.group();
         const index q_begin = at.first + at.shape.offset();
         const index q_end = std::min(at.rows.queries, at.first + at.count * lanes) + at.shape.offset();
@@ -166,7 +167,7 @@ private:
                 if (prefetches_ && k + tile_keys < run.end)
                     ahead(at, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), key_steps,
                           value_steps, tile, next_keys, next_values);
-                for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, k, count, mask, mods, next_keys, next_values);
+                for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, k, count, mask, mods, weight, next_keys, next_values);
             }
             from = run.end;
         }

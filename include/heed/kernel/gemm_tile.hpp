@@ -13,10 +13,10 @@ template <class P>
 struct tile_shape {
     using arch_type = typename P::arch_type;
     static constexpr bool wide = arch::traits<arch_type>::registers >= 32;
-    // Vectors of the widest register tile, and of a strip of queries.
+    // Vectors of the widest register tile, and of a strip of queries: rows of a strip lie behind each other, and spread over all sets of
+    // the first cache.
     static constexpr int step = !wide && arch::traits<arch_type>::fma ? 3 : 2;
-    static constexpr int vectors = wide ? 2 * step : step;
-    static constexpr int lanes = vectors * P::lanes;
+    static constexpr int lanes = step * P::lanes;
     // Rows of a register tile of n vectors.
     static constexpr int rows(int n) { return wide || n == 1 ? 8 : 4; }
     static constexpr int most_rows = 8;
@@ -65,6 +65,16 @@ struct register_tile {
     HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
         const T* a[M];
         for (int i = 0; i < M; ++i) a[i] = rows[i];
+#pragma GCC unroll 4
+        for (index k = 0; k < depth; ++k) {
+            step([&](int i) { return a[i][k]; }, b);
+            b += stride;
+        }
+    }
+    // A(m, k) = a[m * a_stride + k].
+    HEED_INLINE void multiply_dense(const T* dense, index a_stride, index depth, const T* b, index stride) {
+        const T* a[M];
+        for (int i = 0; i < M; ++i) a[i] = dense + i * a_stride;
 #pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
             step([&](int i) { return a[i][k]; }, b);

@@ -98,7 +98,7 @@ HEED_INLINE pack<T, Arch> tanh(const pack<T, Arch>& a) {
     const P x = min(P(limit), max(P(-limit), a)) * P(2 * std::numbers::log2e_v<T>), n = round_small(x);
     const P power = scale_by_power(P(1), n);
     const P t = fma(power, exp2_fraction(x - n), power - P(1));
-    return t * reciprocal(t + P(2));
+    return quotient(t, t + P(2));
 }
 
 #define HEED_SCALAR(name)                    \

@@ -20,6 +20,7 @@ struct bias {
 
     struct bound {
         using axis = axes::score;
+        static constexpr bool additive = true;
         view<const T, 4> values;
         index offset;
 
@@ -44,9 +45,24 @@ struct bias {
         HEED_INLINE S apply(S s, S staged) const {
             return s + staged;
         }
+        // into(b, h, query, key) += rows[key * stride + query], summed where `into` broadcasts.
+        template <class U, class G>
+        void collect(index b, index h, const score_tile& t, const U* rows, index stride, const view<G, 4>& into) const {
+            const auto sums = broadcasting::broadcast(into);
+            for (index i = 0; i < t.query_end - t.query_begin; ++i)
+                for (index j = 0; j < t.key_end - t.key_begin; ++j)
+                    sums(b, h, t.query_begin - offset + i, t.key_begin + j) += static_cast<G>(rows[j * stride + i]);
+        }
     };
     bound bind(const extents& e) const { return {broadcasting::broadcast(values), e.offset()}; }
     void check(const char* door, const extents& e) const { broadcasting::check(door, "bias", values, e); }
+    template <class G>
+    void check_gradient(const char* door, const view<G, 4>& into, const extents& e) const {
+        broadcasting::check(door, "bias gradient", into, e);
+        for (int i = 0; i < 4; ++i)
+            require(into.extent(i) == values.extent(i), door, "bias gradient extent", into.extent(i), "must equal that of the bias",
+                    values.extent(i));
+    }
 };
 template <class T, int Rank>
 bias(view<T, Rank>) -> bias<std::remove_const_t<T>>;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/kernel/dual.hpp>
 #include <heed/kernel/vexp.hpp>
 #include <heed/policy.hpp>
 #include <heed/simd.hpp>
@@ -49,6 +50,11 @@ struct cosine {
         const S floor(static_cast<scalar_t<S>>(epsilon * epsilon));
         return product * S(static_cast<scalar_t<S>>(1 / temperature)) / sqrt(larger(floor, query_square) * larger(floor, key_square));
     }
+    // d similarity / d temperature
+    template <class S>
+    HEED_INLINE S parameter_slope(S product, S query_square, S key_square) const {
+        return (*this)(product, query_square, key_square) * S(static_cast<scalar_t<S>>(-1 / temperature));
+    }
     void check(const char* door, const extents&) const {
         require(temperature > 0 && std::isfinite(temperature), door, "cosine temperature", temperature, "must be finite and above", 0);
         require(epsilon >= 0, door, "cosine epsilon", epsilon, "must be at least", 0);
@@ -82,11 +88,18 @@ struct softcap {
 // score = score - slope(head) |query - key| (Press et al. 2021); one slope a query head, read, not copied.
 struct alibi {
     using axis = axes::score;
+    static constexpr bool additive = true;
     std::span<const float> slopes;
     template <class S>
     HEED_INLINE S operator()(S s, const position<S>& at) const {
         using std::abs, heed::abs;
         return s - S(static_cast<scalar_t<S>>(slopes[static_cast<std::size_t>(at.head)])) * abs(at.distance());
+    }
+    // d score / d slope
+    template <class S>
+    HEED_INLINE S parameter_slope(S, const position<S>& at) const {
+        using std::abs, heed::abs;
+        return -abs(at.distance());
     }
     void check(const char* door, const extents& e) const {
         require(static_cast<index>(slopes.size()) == e.heads, door, "alibi slopes", slopes.size(), "must equal query heads", e.heads);
@@ -94,7 +107,7 @@ struct alibi {
 };
 
 // score = f(score, at). A lambda with `auto score` runs on vectors (use heed::exp, heed::tanh ... in it); one with `float score` or
-// `double score` is called for every pair, which costs time.
+// `double score` is called for every pair, which costs time, and has no derivative.
 template <class F>
 struct score_function {
     using axis = axes::score;
@@ -109,6 +122,9 @@ struct score_function {
             return alone(s, at);
         } else if constexpr (takes<S>) {
             return static_cast<S>(f(s, at));
+        } else if constexpr (is_dual<S>) {
+            static_assert(takes<S>, "heed: a score_mod must take any type (auto score) to be differentiated");
+            return s;
         } else if constexpr (takes<T>) {
             alignas(64) T scores[S::lanes], query[S::lanes], apart[S::lanes];
             s.store(scores);

@@ -1,0 +1,142 @@
+// attention_backward(q, k, v, result{out, lse}, d_out, dq, dk, dv, policies...): gradients of the attention door (Dao et al. 2022).
+//
+//   delta = sum d_out out,  P = exp(S - lse),  dV = P^T d_out,  dS = P (d_out V^T - delta),  dQ = scale dS K,  dK = scale dS^T Q
+// Shapes as in the forward; `out` and `lse` are those of a forward call with the same policies, d_out (B, H, Tq, Dv) is the gradient of
+// out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v and overwritten; where v is a view of k, their
+// gradients stay apart and the caller adds them. Score modifications are differentiated by themselves (kernel/dual.hpp); parameters named
+// by with_gradient get theirs. Nothing of size Tq Tk is stored. Rows that see no key have gradient exactly 0. Error against double, naive
+// being plain loops in the same type: rms over many calls below 2 naive, and below 4 where scores pass through tanh (whose vectors err
+// by 2 ulp). Throws std::invalid_argument, with nothing written, for what does not fit.
+#pragma once
+
+#include <heed/attention.hpp>
+#include <heed/engine/tile_loop_backward.hpp>
+#include <heed/gradient.hpp>
+
+#include <tuple>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+namespace doors {
+
+template <class Policy>
+void check_learned(const char* door, const char* name, const Policy& policy, const extents& e) {
+    if constexpr (is_learned<Policy>) {
+        if constexpr (requires { policy.check_gradient(door, policy.into, e); })
+            policy.check_gradient(door, policy.into, e);
+        else
+            destination::check(door, name, policy.into, e);
+    }
+}
+template <class Policy>
+void clear_learned(const Policy& policy) {
+    if constexpr (is_learned<Policy>) destination::clear(policy.into);
+}
+
+template <class Problem>
+void check_backward(const char* door, const Problem& p) {
+    const auto q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
+    const std::array<index, 4> out{q[0], q[1], q[2], v[3]};
+    check_operands(door, p);
+    const auto read = [&](const char* name, const auto& x) {
+        check_view(door, name, x);
+        if constexpr (std::remove_cvref_t<decltype(x)>::rank == 4)
+            require(x.stride(3) == 1 || x.extent(3) <= 1, door, name, "last stride", x.stride(3), "must be", 1);
+    };
+    read("out", p.out);
+    same_extents(door, "out", p.out.shape, "expected", out, 4);
+    read("lse", p.lse);
+    same_extents(door, "lse", p.lse.shape, "query", q, 3);
+    read("d_out", p.d_out);
+    same_extents(door, "d_out", p.d_out.shape, "out", out, 4);
+    if (p.d_lse.data != nullptr || p.d_lse.extent(0) != 0) {
+        read("d_lse", p.d_lse);
+        same_extents(door, "d_lse", p.d_lse.shape, "lse", q, 3);
+    }
+    const auto written = [&](const char* name, const view<typename Problem::T, 4>& x, const char* like, const std::array<index, 4>& shape) {
+        check_written(door, name, x, x.extent(3));
+        same_extents(door, name, x.shape, like, shape, 4);
+        check_apart(door, name, x, "query", p.q);
+        check_apart(door, name, x, "key", p.k);
+        check_apart(door, name, x, "value", p.v);
+        check_apart(door, name, x, "out", p.out);
+        check_apart(door, name, x, "lse", p.lse);
+        check_apart(door, name, x, "d_out", p.d_out);
+        check_apart(door, name, x, "d_lse", p.d_lse);
+    };
+    written("dq", p.dq, "query", q);
+    written("dk", p.dk, "key", k);
+    written("dv", p.dv, "value", v);
+    check_apart(door, "dq", p.dq, "dk", p.dk);
+    check_apart(door, "dq", p.dq, "dv", p.dv);
+    check_apart(door, "dk", p.dk, "dv", p.dv);
+    check_parameters(door, p);
+    extents e = p.whole;
+    e.batch = p.sequences.count(p.whole);
+    std::apply([&](const auto&... m) { (check_learned(door, "score modification", m, e), ...); }, p.mods);
+    check_learned(door, "similarity", p.similarity, e);
+    check_learned(door, "scale", p.scale_policy, e);
+    check_learned(door, "accumulator", p.accumulator, e);
+    std::apply([&](const auto&... o) { (ask::check(o, door, e), ...); }, p.observers);
+}
+
+// The problem of a backward call, checked.
+template <class Q, class K, class V, class T, class G, class X, class... Policies>
+auto state_backward(const char* door, const Q& q, const K& k, const V& v, const result<T>& forward, const result<G>& d_out,
+                    const view<X, 4>& dq, const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+    using source = typename Q::value_type;
+    static_assert(!std::is_const_v<X>, "heed: gradients are written, so their elements must not be const");
+    static_assert(std::is_same_v<X, source> && std::is_same_v<std::remove_const_t<G>, source>,
+                  "heed: query, key, value, out and their gradients must have one element type");
+    const view<const source, 4> out = forward.out, gradient = d_out.out;
+    const view<const source, 3> lse = forward.lse, d_lse = d_out.lse;
+    const auto base = state(q, k, v, out, lse, policies...);
+    using Base = std::remove_const_t<decltype(base)>;
+    const auto scale_policy = one_on<axes::scale>(scale{base.scale}, policies...);
+    const auto observers = all_on<axes::observer>(policies...);
+    const backward_problem<Base, std::remove_const_t<decltype(scale_policy)>, std::remove_const_t<decltype(observers)>> p{
+        base, gradient, d_lse, dq, dk, dv, scale_policy, observers};
+    scale_policy.check(door, p.whole);
+    check_backward(door, p);
+    check_requirement<std::remove_const_t<decltype(p)>, Policies...>(door);
+    return p;
+}
+template <class Problem>
+void clear_destinations(const Problem& p) {
+    std::apply([&](const auto&... m) { (clear_learned(m), ...); }, p.mods);
+    clear_learned(p.similarity);
+    clear_learned(p.scale_policy);
+    clear_learned(p.accumulator);
+    extents e = p.whole;
+    e.batch = p.sequences.count(p.whole);
+    std::apply([&](const auto&... o) { (o.clear(e), ...); }, p.observers);
+}
+
+}  // namespace doors
+
+// What the same call of attention_backward would do. Throws as attention_backward does.
+template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
+attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
+                             const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+    const auto p = doors::state_backward("plan_backward", row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq,
+                                         dk, dv, policies...);
+    auto r = tile_loop_backward(p).plan(one_on<axes::executor>(sequential{}, policies...).workers());
+    r.slow_because = doors::slow_because<std::remove_const_t<decltype(p)>>();
+    return r;
+}
+
+template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
+void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
+                        const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+    constexpr const char* door = "attention_backward";
+    const auto p =
+        doors::state_backward(door, row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq, dk, dv, policies...);
+    const auto executor = one_on<axes::executor>(sequential{}, policies...);
+    tile_loop_backward engine(p);
+    const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door, engine.plan(executor.workers()).workspace_bytes);
+    doors::clear_destinations(p);
+    engine.run(executor, memory.base());
+}
+
+}  // namespace heed::inline HEED_ISA

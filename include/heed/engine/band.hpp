@@ -1,0 +1,550 @@
+// A band: about 64 queries of one head, against tiles of keys, backward.
+//
+// Scores and their gradients are made as in the forward, queries in lanes: dP^T = V dO^T, S^T = K Q^T, and P and dS of a tile from both at
+// once. They enter dQ^T += K^T dS^T with queries in lanes, and dV += P^T dO, dK += dS^T Q with features in lanes, for which the rows of Q
+// and dO are copied once into panels as wide as a register tile. P comes from lse; nothing of a row outlives its tile but dQ.
+#pragma once
+
+#include <heed/engine/problem.hpp>
+#include <heed/engine/row_prefetch.hpp>
+#include <heed/engine/score_chain.hpp>
+#include <heed/engine/segment.hpp>
+#include <heed/engine/workspace.hpp>
+#include <heed/gradient.hpp>
+#include <heed/kernel/dual.hpp>
+#include <heed/kernel/feature_panels.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/transpose.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace heed::inline HEED_ISA {
+
+// Arrays of one band, kept for all keys of a task.
+template <class T>
+struct band_memory {
+    T *query, *d_out, *d_query;                                                 // transposed, a strip after the other
+    T *query_panels, *d_out_panels;                                             // rows of `padded` features
+    T *start, *offset, *query_position, *query_square, *d_query_square, *sums;  // one a lane; sums: one row a learned parameter
+};
+// Arrays of one worker, kept for one tile.
+template <class T>
+struct backward_tile_memory {
+    T *weights, *d_scores;  // P^T and dS^T, a row a key
+    T *staged, *factors, *seen, *d_seen;
+    T *d_key_rows, *d_value_rows;  // padded rows, for gradients that cannot be added to in place
+    T *key_square, *d_key_square;
+    T *key_scratch, *value_scratch;
+    const T **key_rows, **value_rows, **rows, **next_rows;
+    std::uint64_t* bits;
+    // Gradients of the tile's keys and values, in place or in the padded rows.
+    T *d_key = nullptr, *d_value = nullptr;
+    index d_key_stride = 0, d_value_stride = 0;
+};
+
+template <class Problem>
+class band {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using shape = tile_shape<P>;
+    using panels = feature_panels<P>;
+    using mods_type = typename Problem::mods_type;
+    using similarity_type = typename Problem::similarity_type;
+    using accumulator_type = typename Problem::accumulator_type;
+    using rule = typename accumulator_type::template gradient<P>;
+    static constexpr int lanes = shape::lanes;
+    static constexpr int strips = (64 + lanes - 1) / lanes;
+    static constexpr int width = strips * lanes;  // queries of a band
+    using chain = score_chain<P, mods_type, tile_keys * width>;
+    static constexpr int mods = chain::size;
+    static constexpr index most_bands = 4;  // bands of a block, that share each tile of keys
+    static constexpr bool squares = similarity_type::uses_squares;
+    static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
+    static constexpr bool observed = std::tuple_size_v<typename Problem::observers_type> > 0;
+    static constexpr bool learned_scale = is_learned<typename Problem::scale_type>;
+    static constexpr bool learned_similarity = is_learned<similarity_type>;
+    // P and dS are made in registers.
+    static constexpr bool plain = mods == 0 && !squares && !weighted && !observed && !learned_scale;
+    static constexpr bool scaled_query = !squares && !learned_scale;
+    // Products leave scores in the accumulator's units, with the bits of the forward.
+    static constexpr bool folded = mods == 0 && scaled_query;
+
+    // Learned parameters with one sum a head: of the score modifications, the scale, the similarity, in this order.
+    static constexpr int summed = chain::summed + (learned_scale ? 1 : 0) + (learned_similarity ? 1 : 0);
+
+    static band_memory<T> take_band(arena& a, const Problem& p) {
+        const index depth = p.depth(), values = p.width();
+        return {a.take<T>(depth * width),
+                a.take<T>(values * width),
+                a.take<T>(depth * width),
+                a.take<T>(panels::padded(depth) * width),
+                a.take<T>(panels::padded(values) * width),
+                a.take<T>(width),
+                a.take<T>(width),
+                a.take<T>(width),
+                a.take<T>(squares ? width : 0),
+                a.take<T>(squares ? width : 0),
+                a.take<T>(summed * width)};
+    }
+    static backward_tile_memory<T> take_tile(arena& a, const Problem& p) {
+        const index pairs = tile_keys * width;
+        return {a.take<T>(pairs),
+                a.take<T>(pairs),
+                a.take<T>(chain::staged * pairs),
+                a.take<T>(weighted ? pairs : 0),
+                a.take<T>(observed ? pairs : 0),
+                a.take<T>(observed ? pairs : 0),
+                a.take<T>(tile_keys * panels::padded(p.depth())),
+                a.take<T>(tile_keys * panels::padded(p.width())),
+                a.take<T>(tile_keys),
+                a.take<T>(tile_keys),
+                a.take<T>(tile_keys * std::max(p.k.scratch_per_row(), p.q.scratch_per_row())),
+                a.take<T>(tile_keys * p.v.scratch_per_row()),
+                a.take<const T*>(std::max<index>(tile_keys, width)),
+                a.take<const T*>(tile_keys),
+                a.take<const T*>(std::max<index>(tile_keys, width)),
+                a.take<const T*>(std::max<index>(4 * tile_keys, 4 * most_bands * width)),
+                a.take<std::uint64_t>(tile_keys)};
+    }
+
+    // The tile memory outlives the band.
+    band(const Problem& p, const band_memory<T>& b, const backward_tile_memory<T>& t) : p_(p), b_(b), t_(t) {}
+
+    // Which queries these are: rows [first, first + count) of the sequence; `position` is that of the first, in key coordinates.
+    void place(const sequence& seq, index head, index first, index position, int count) {
+        seq_ = seq;
+        head_ = head;
+        first_ = first;
+        position_ = position;
+        count_ = count;
+    }
+    // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
+    int steps() const { return (count_ + lanes - 1) / lanes * static_cast<int>(tile_keys / shape::most_rows); }
+    int count_of(int s) const { return std::clamp(count_ - s * lanes, 0, lanes); }
+
+    // The gradient of the accumulator's parameter over these queries.
+    double parameter_gradient() {
+        double sum = 0;
+        for (int i = 0; i < count_; ++i) {
+            const index row = seq_.query_begin + first_ + i;
+            const T lse = p_.lse(seq_.batch, head_, row);
+            if (lse == none) continue;
+            // A row that sees its sink alone has output 0, whatever the gradient of that output is.
+            const T* out = &p_.out(seq_.batch, head_, row, 0);
+            const bool seen = std::any_of(out, out + p_.width(), [](T x) { return x != 0; });
+            sum += p_.accumulator.parameter_gradient(head_, static_cast<double>(lse), static_cast<double>(seen ? delta(i) : -d_lse(row)));
+        }
+        return sum;
+    }
+
+    // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq.
+    void begin(bool fresh) {
+        const index depth = p_.depth(), values = p_.width();
+        const T fold = plain ? static_cast<T>(p_.scale) : T{1};
+        const double unit = scaled_query ? p_.scale * (folded ? accumulator_type::unit : 1) : 1;
+        finite_ = unknown;
+        for (int s = 0; s < strips; ++s) {
+            const int count = count_of(s);
+            if (count == 0) break;
+            const int base = s * lanes;
+            const index row = seq_.query_begin + first_ + base;
+            T* query = b_.query + base * depth;
+            T* d_out = b_.d_out + base * values;
+            T* d_query = b_.d_query + base * depth;
+            if (count < lanes) {
+                std::fill(query, query + depth * lanes, T{0});
+                std::fill(d_out, d_out + values * lanes, T{0});
+            }
+            if (count < lanes || fresh) std::fill(d_query, d_query + depth * lanes, T{0});
+            // A row that saw no key has no gradient, whatever it holds.
+            bool alive[lanes], all_alive = true;
+            for (int i = 0; i < lanes; ++i) {
+                const T lse = i < count ? p_.lse(seq_.batch, head_, row + i) : T{0};
+                alive[i] = lse != none;
+                all_alive = all_alive && alive[i];
+                b_.start[base + i] = alive[i] ? rule::start(lse) : T{0};
+                b_.offset[base + i] = i < count && alive[i] ? rule::offset(delta(base + i)) * fold : T{0};
+                if constexpr (mods > 0) b_.query_position[base + i] = static_cast<T>(position_ + base + std::min(i, count - 1));
+            }
+            p_.q.rows(seq_.batch, head_, row, count, t_.key_scratch, t_.rows);
+            for (int i = 0; i < count; ++i) t_.key_rows[i] = &p_.d_out(seq_.batch, head_, row + i, 0);
+            if (!all_alive) {
+                std::fill(t_.d_value_rows, t_.d_value_rows + values, T{0});
+                std::fill(t_.d_key_rows, t_.d_key_rows + depth, T{0});
+                for (int i = 0; i < count; ++i)
+                    if (!alive[i]) {
+                        t_.rows[i] = t_.d_key_rows;
+                        t_.key_rows[i] = t_.d_value_rows;
+                    }
+            }
+            transpose_into([&](index i) { return t_.rows[i]; }, count, depth, query, lanes, static_cast<T>(unit));
+            transpose_into([&](index i) { return t_.key_rows[i]; }, count, values, d_out, lanes, fold);
+            panels::pack(t_.rows, base, count, depth, b_.query_panels, width);
+            panels::pack(t_.key_rows, base, count, values, b_.d_out_panels, width);
+            if (!fresh) transpose_into([&](index i) { return &p_.dq(seq_.batch, head_, row + i, 0); }, count, depth, d_query, lanes, T{1});
+            if constexpr (squares) {
+                std::fill(b_.query_square + base, b_.query_square + base + lanes, T{0});
+                std::fill(b_.d_query_square + base, b_.d_query_square + base + lanes, T{0});
+                for (index d = 0; d < depth; ++d)
+                    for (int i = 0; i < lanes; ++i) b_.query_square[base + i] += query[d * lanes + i] * query[d * lanes + i];
+            }
+        }
+        std::fill(b_.sums, b_.sums + summed * width, T{0});
+    }
+
+    // Takes in keys [key, key + count) of the sequence, whose rows and gradients are in the tile memory.
+    template <class Mask, class Mods, class Weight, class Observers>
+    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
+                const Observers& observers, row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
+        next_keys_ = &next_keys;
+        next_values_ = &next_values;
+        bool whole = count % shape::most_rows == 0;
+        for (int s = 0; s < strips && count_of(s) > 0; ++s) {
+            const score_tile tile{position_ + s * lanes, position_ + s * lanes + count_of(s), key, key + count};
+            whole = whole && ask::classify(mask, batch, head_, tile) == coverage::full;
+        }
+        for (int s = 0; s < strips && count_of(s) > 0; ++s) {
+            const score_tile tile{position_ + s * lanes, position_ + s * lanes + count_of(s), key, key + count};
+            const coverage seen = whole ? coverage::full : ask::classify(mask, batch, head_, tile);
+            if (seen == coverage::empty) continue;
+            segment_list segments;
+            const int n = cut<P>(seen, batch, head_, tile, mask, t_.bits, segments);
+            if (n == 0) continue;
+            strip_ = s;
+            stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
+            if constexpr (weighted) ask::factors(weight, batch, head_, tile, t_.factors, static_cast<index>(width));
+            for (int i = 0; i < n; ++i) {
+                for_steps<P>(segments[i], [&](auto v, const tile_segment& part) {
+                    constexpr int N = decltype(v)::value;
+                    if (part.masked)
+                        pairs<N, true>(part, batch, key, mods_of_sequence);
+                    else
+                        pairs<N, false>(part, batch, key, mods_of_sequence);
+                });
+                if (segments[i].masked && !all_finite<P>(t_.key_rows, segments[i].begin, segments[i].count, p_.depth()))
+                    d_query_one_by_one(segments[i]);
+                else
+                    for_steps<P>(segments[i], [&](auto v, const tile_segment& part) { add_d_query<decltype(v)::value>(part); });
+                if (whole) continue;
+                const tile_segment& part = segments[i];
+                if (part.masked && !rows_finite())
+                    d_keys_one_by_one(part);
+                else
+                    add_d_keys(part.begin, part.count, s * lanes + part.first * P::lanes,
+                               std::min(part.vectors * P::lanes, count_of(s) - part.first * P::lanes));
+            }
+            if constexpr (chain::staged_gradients) collect(batch, tile, mods_of_sequence, segments, n, std::make_index_sequence<mods>{});
+            if constexpr (observed) {
+                clear_uncovered(t_.seen, count, segments, n);
+                clear_uncovered(t_.d_seen, count, segments, n);
+                std::apply([&](const auto&... o) { (o.observe(batch, head_, tile, t_.seen, t_.d_seen, static_cast<index>(width)), ...); },
+                           observers);
+            }
+        }
+        if (whole) add_d_keys(0, count, 0, count_);
+    }
+
+    // Writes dq. The sums of learned parameters are added to `sums`, `summed` of them.
+    void finish(double* sums) {
+        const index depth = p_.depth();
+        for (int s = 0; s < strips && count_of(s) > 0; ++s) {
+            const int count = count_of(s), base = s * lanes;
+            const index row = seq_.query_begin + first_ + base;
+            T* d_query = b_.d_query + base * depth;
+            if constexpr (squares)
+                for (int i = 0; i < count; ++i)
+                    for (index d = 0; d < depth && b_.d_query_square[base + i] != 0; ++d)
+                        d_query[d * lanes + i] += 2 * b_.d_query_square[base + i] * b_.query[base * depth + d * lanes + i];
+            for (int i = 0; i < count; ++i)
+                if (p_.lse(seq_.batch, head_, row + i) == none)
+                    for (index d = 0; d < depth; ++d) d_query[d * lanes + i] = 0;
+            if (depth > 0)
+                transpose_into([&](index d) { return d_query + d * lanes; }, depth, count, &p_.dq(seq_.batch, head_, row, 0),
+                               p_.dq.stride(2), T{1});
+        }
+        for (int n = 0; n < summed; ++n)
+            for (int i = 0; i < count_; ++i) sums[n] += static_cast<double>(b_.sums[n * width + i]);
+    }
+
+private:
+    static constexpr T none = -std::numeric_limits<T>::infinity();
+    // Sum of weight times its gradient over the row's keys, less the gradient of lse.
+    T delta(int i) const {
+        const index row = seq_.query_begin + first_ + i;
+        const T* o = &p_.out(seq_.batch, head_, row, 0);
+        const T* g = &p_.d_out(seq_.batch, head_, row, 0);
+        P lanes_of_sum(0);
+        index d = 0;
+        for (; d + P::lanes <= p_.width(); d += P::lanes) lanes_of_sum = fma(P::load(o + d), P::load(g + d), lanes_of_sum);
+        T total = sum(lanes_of_sum);
+        for (; d < p_.width(); ++d) total += o[d] * g[d];
+        return total - d_lse(row);
+    }
+    T d_lse(index row) const { return p_.d_lse.data == nullptr ? T{0} : p_.d_lse(seq_.batch, head_, row); }
+
+    bool rows_finite() {
+        if (finite_ == unknown) {
+            const T* rows[] = {b_.query, b_.d_out};
+            const index used = (count_ + lanes - 1) / lanes * lanes;
+            finite_ = all_finite<P>(rows, 0, 1, used * p_.depth()) && all_finite<P>(rows, 1, 1, used * p_.width()) ? finite : not_finite;
+        }
+        return finite_ == finite;
+    }
+
+    T* weights_at(int row, index at) const { return t_.weights + row * width + strip_ * lanes + at; }
+    T* d_scores_at(int row, index at) const { return t_.d_scores + row * width + strip_ * lanes + at; }
+
+    template <class Mods, std::size_t... I>
+    void stage([[maybe_unused]] index batch, [[maybe_unused]] const score_tile& tile, [[maybe_unused]] const Mods& bound,
+               std::index_sequence<I...>) {
+        [[maybe_unused]] T* at = t_.staged;
+        (
+            [&] {
+                if constexpr (chain::template is_staged<std::tuple_element_t<I, Mods>>) {
+                    std::get<I>(bound).stage(batch, head_, tile, at, static_cast<index>(width));
+                    at += tile_keys * width;
+                }
+            }(),
+            ...);
+    }
+    // The staged rows of learned modifications hold gradients by now.
+    template <class Mods, std::size_t... I>
+    void collect(index batch, const score_tile& tile, const Mods& bound, const segment_list& segments, int n, std::index_sequence<I...>) {
+        T* at = t_.staged;
+        (
+            [&] {
+                using Mod = std::tuple_element_t<I, Mods>;
+                if constexpr (chain::template is_staged<Mod>) {
+                    if constexpr (is_learned<Mod>) {
+                        clear_uncovered(at, static_cast<int>(tile.key_end - tile.key_begin), segments, n);
+                        std::get<I>(bound).collect(batch, head_, tile, at, static_cast<index>(width), std::get<I>(bound).into);
+                    }
+                    at += tile_keys * width;
+                }
+            }(),
+            ...);
+    }
+    // Pairs outside the segments have weight and gradient 0.
+    void clear_uncovered(T* rows, int count, const segment_list& segments, int n) const {
+        const int queries = count_of(strip_);
+        for (int i = 0, next = 0; i < count; ++i) {
+            while (next < n && i >= segments[next].begin + segments[next].count) ++next;
+            const bool covered = next < n && i >= segments[next].begin;
+            const int first = covered ? std::min(segments[next].first * P::lanes, queries) : queries;
+            const int end = covered ? std::min((segments[next].first + segments[next].vectors) * P::lanes, queries) : queries;
+            std::fill(rows + i * width, rows + i * width + first, T{0});
+            std::fill(rows + i * width + end, rows + i * width + queries, T{0});
+        }
+    }
+
+    // P^T and dS^T of a segment.
+    template <int N, bool Masked, class Mods>
+    HEED_NOINLINE void pairs(const tile_segment& s, index batch, index key, const Mods& bound) {
+        constexpr int M = shape::rows(N);
+        const index at = static_cast<index>(s.first) * P::lanes, lane = strip_ * lanes + at;
+        const index depth = p_.depth(), values = p_.width();
+        const T* query = b_.query + strip_ * lanes * depth + at;
+        const T* d_out = b_.d_out + strip_ * lanes * values + at;
+        for (int i = s.begin; i < s.begin + s.count; i += M) {
+            next_values_->step();
+            register_tile<M, N, P> tile;
+            if constexpr (plain)
+                tile.start_from(b_.offset + lane);
+            else
+                tile.zero();
+            tile.multiply_rows(t_.value_rows + i, values, d_out, lanes);
+            tile.store(d_scores_at(i, at), width);
+        }
+        for (int i = s.begin; i < s.begin + s.count; i += M) {
+            next_keys_->step();
+            register_tile<M, N, P> tile;
+            tile.zero();
+            tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            if constexpr (plain)
+                for (int j = 0; j < N; ++j) {
+                    const P start = P::load(b_.start + lane + j * P::lanes);
+                    for (int r = 0; r < M; ++r) tile.c[r][j] = tile.c[r][j] + start;
+                }
+            if constexpr (plain && !Masked)
+                for (int r = 0; r < M; ++r) {
+                    rule::weigh(tile.c[r]);
+                    for (int j = 0; j < N; ++j) {
+                        T* d_score = d_scores_at(i + r, at + j * P::lanes);
+                        rule::d_score(tile.c[r][j], P::load(d_score)).store(d_score);
+                    }
+                }
+            tile.store(weights_at(i, at), width);
+        }
+        if constexpr (!plain || Masked)
+            for (int i = s.begin; i < s.begin + s.count; ++i) turn<N, Masked>(i, at, batch, key, bound);
+    }
+
+    // One row of raw products becomes weights and gradients of scores. Out of line for the same reason as in the forward.
+    template <int N, bool Masked, class Mods>
+    HEED_NOINLINE void turn(int row, index at, [[maybe_unused]] index batch, [[maybe_unused]] index key,
+                            [[maybe_unused]] const Mods& bound) {
+        const index base = strip_ * lanes + at;
+        P raw[N], weight[N], value[N][mods + 1], slope[N][mods + 1], similar[N];
+        position<P> where[N];
+        for (int j = 0; j < N; ++j) {
+            const index lane = base + j * P::lanes;
+            raw[j] = P::load(weights_at(row, at + j * P::lanes));
+            if constexpr (plain) {
+                weight[j] = raw[j];
+            } else {
+                similar[j] = raw[j];
+                if constexpr (squares) similar[j] = p_.similarity(raw[j], P::load(b_.query_square + lane), P(t_.key_square[row]));
+                value[j][0] = scaled_query ? similar[j] : similar[j] * P(static_cast<T>(p_.scale));
+                if constexpr (mods > 0) {
+                    const P query = P::load(b_.query_position + lane);
+                    where[j] = {batch, head_, query, key + row, query - P(static_cast<T>(key + row))};
+                    chain::template forwards<0>(value[j], slope[j], bound, where[j], t_.staged + row * width + at + j * P::lanes);
+                }
+                weight[j] = folded ? similar[j] + P::load(b_.start + lane)
+                                   : fma(value[j][mods], P(static_cast<T>(accumulator_type::unit)), P::load(b_.start + lane));
+            }
+        }
+        rule::weigh(weight);
+        for (int j = 0; j < N; ++j) {
+            const index lane = base + j * P::lanes, in_strip = at + j * P::lanes;
+            const std::uint64_t bits = (Masked ? t_.bits[row] : lane_bits(count_of(strip_))) >> in_strip;
+            const auto shown = [&](const P& x) { return select(P::mask_from_bits(bits), x, P(0)); };
+            if constexpr (Masked) weight[j] = shown(weight[j]);
+            P d_weight = P::load(d_scores_at(row, in_strip));
+            if constexpr (plain) {
+                weight[j].store(weights_at(row, in_strip));
+                shown(rule::d_score(weight[j], d_weight)).store(d_scores_at(row, in_strip));
+                continue;
+            }
+            P factor(1);
+            if constexpr (weighted) {
+                factor = P::load(t_.factors + row * width + in_strip);
+                d_weight *= factor;
+            }
+            if constexpr (observed) {
+                weight[j].store(t_.seen + row * width + in_strip);
+                shown(d_weight).store(t_.d_seen + row * width + in_strip);
+            }
+            P g = rule::d_score(weight[j], d_weight + P::load(b_.offset + lane));
+            if constexpr (Masked) g = shown(g);
+            if constexpr (mods > 0)
+                chain::template backwards<mods>(g, value[j], slope[j], bound, where[j], t_.staged + row * width + in_strip, shown,
+                                                [&](int n, const P& x) { add_to_sum(n, lane, x); });
+            if constexpr (learned_scale) add_to_sum(chain::summed, lane, shown(g * similar[j]));
+            g *= P(static_cast<T>(p_.scale));
+            if constexpr (squares) {
+                const P query_square = P::load(b_.query_square + lane), key_square(t_.key_square[row]);
+                using D = dual<P>;
+                if constexpr (learned_similarity)
+                    add_to_sum(summed - 1, lane, shown(g * p_.similarity.parameter_slope(raw[j], query_square, key_square)));
+                const P by_query = p_.similarity(D(raw[j]), D(query_square, P(1)), D(key_square)).d;
+                const P by_key = p_.similarity(D(raw[j]), D(query_square), D(key_square, P(1))).d;
+                T* d_query_square = b_.d_query_square + lane;
+                (P::load(d_query_square) + shown(g * by_query)).store(d_query_square);
+                t_.d_key_square[row] += sum(shown(g * by_key));
+                g *= p_.similarity(D(raw[j], P(1)), D(query_square), D(key_square)).d;
+            }
+            if constexpr (Masked) g = shown(g);
+            (weight[j] * factor).store(weights_at(row, in_strip));
+            g.store(d_scores_at(row, in_strip));
+        }
+    }
+    HEED_INLINE void add_to_sum(int n, index lane, const P& x) {
+        T* at = b_.sums + n * width + lane;
+        (P::load(at) + x).store(at);
+    }
+    // dQ^T += K^T dS^T.
+    template <int N>
+    HEED_NOINLINE void add_d_query(const tile_segment& s) {
+        constexpr int M = shape::rows(N);
+        const index depth = p_.depth(), at = static_cast<index>(s.first) * P::lanes;
+        index d = 0;
+        for (; d + M <= depth; d += M) add_d_query_rows<M, N>(s, d, at);
+        if constexpr (M > 4)
+            for (; d + 4 <= depth; d += 4) add_d_query_rows<4, N>(s, d, at);
+        for (; d < depth; ++d) add_d_query_rows<1, N>(s, d, at);
+    }
+    template <int M, int N>
+    HEED_INLINE void add_d_query_rows(const tile_segment& s, index d, index at) {
+        register_tile<M, N, P> tile;
+        T* into = b_.d_query + strip_ * lanes * p_.depth() + d * lanes + at;
+        tile.load(into, lanes);
+        tile.multiply_columns(t_.key_rows + s.begin, d, s.count, d_scores_at(s.begin, at), width);
+        tile.store(into, lanes);
+    }
+    // The same product with the same bits, where a key that a query may not see is multiplied for nothing.
+    void d_query_one_by_one(const tile_segment& s) {
+        for (int i = s.begin; i < s.begin + s.count; ++i)
+            for (int v = s.first; v < s.first + s.vectors; ++v) {
+                const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
+                const P d_score = P::load(d_scores_at(i, v * P::lanes));
+                for (index d = 0; d < p_.depth(); ++d) {
+                    T* into = b_.d_query + strip_ * lanes * p_.depth() + d * lanes + v * P::lanes;
+                    const P before = P::load(into);
+                    select(visible, fma(P(t_.key_rows[i][d]), d_score, before), before).store(into);
+                }
+            }
+    }
+
+    // dV += P^T dO and dK += dS^T Q for keys [begin, begin + count) over `queries` queries from `lane` of the band on.
+    void add_d_keys(int begin, int count, index lane, index queries) {
+        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, t_.d_value_stride);
+        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, t_.d_key_stride);
+    }
+    static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* panels_of_rows, index features,
+                                 T* into, index stride) {
+        panels::each(features, [&](int first, auto n) {
+            constexpr int N = decltype(n)::value;
+            const index from = first * P::lanes;
+            add_panel<N>(rows + begin * width + lane, count, queries, panels_of_rows + width * from + lane * N * P::lanes,
+                         into + begin * stride + from, stride);
+        });
+    }
+    template <int N>
+    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* into, index stride) {
+        constexpr int M = shape::rows(N);
+        for (int i = 0; i < count; i += M) {
+            register_tile<M, N, P> tile;
+            tile.load(into + i * stride, stride);
+            tile.multiply_dense(rows + i * width, width, queries, panel, N * P::lanes);
+            tile.store(into + i * stride, stride);
+        }
+    }
+    // The same products with the same bits, where a query that may not see a key is multiplied for nothing.
+    void d_keys_one_by_one(const tile_segment& s) {
+        const auto add = [&](const T* rows, const T* panels_of_rows, index features, T* into, index stride, int i, int lane) {
+            panels::each(features, [&](int first, auto n) {
+                constexpr int N = decltype(n)::value;
+                const T* from = panels_of_rows + width * first * P::lanes + (strip_ * lanes + lane) * N * P::lanes;
+                for (int j = 0; j < N; ++j) {
+                    T* to = into + i * stride + (first + j) * P::lanes;
+                    fma(P(rows[i * width + strip_ * lanes + lane]), P::load(from + j * P::lanes), P::load(to)).store(to);
+                }
+            });
+        };
+        for (int i = s.begin; i < s.begin + s.count; ++i)
+            for (int lane = 0; lane < count_of(strip_); ++lane)
+                if (t_.bits[i] >> lane & 1) {
+                    add(t_.weights, b_.d_out_panels, p_.width(), t_.d_value, t_.d_value_stride, i, lane);
+                    add(t_.d_scores, b_.query_panels, p_.depth(), t_.d_key, t_.d_key_stride, i, lane);
+                }
+    }
+
+    const Problem& p_;
+    band_memory<T> b_;
+    const backward_tile_memory<T>& t_;
+    row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
+    sequence seq_;
+    index head_ = 0, first_ = 0, position_ = 0;
+    int count_ = 0, strip_ = 0;
+    enum { unknown, finite, not_finite } finite_ = unknown;  // whether Q and dO of the band hold no NaN and no infinity
+};
+
+}  // namespace heed::inline HEED_ISA

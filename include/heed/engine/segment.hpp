@@ -1,0 +1,103 @@
+// Segments: a tile of scores, cut where its mask changes, so that a diagonal edge costs what its visible pairs cost.
+//
+// A tile is the queries of a strip, in lanes, by up to tile_keys keys. A partly visible one is cut into segments of 16 keys by whole
+// vectors; forward and backward work segment by segment.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+#include <heed/simd.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+// Keys of a tile: K, V and P^T of a tile stay in the first and second cache.
+inline constexpr index tile_keys = 64;
+inline constexpr index segment_keys = 16;
+
+// Keys [begin, begin + count) of the tile by vectors [first, first + vectors); masked: some pairs are not visible.
+struct tile_segment {
+    int begin, count, first, vectors;
+    bool masked;
+};
+using segment_list = tile_segment[tile_keys / segment_keys];
+
+// The first `count` queries of a strip.
+constexpr std::uint64_t lane_bits(index count) { return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1; }
+
+// Cuts a tile that is not empty into segments of equal extent, and leaves its mask in `bits`, tile_keys rows. Returns their number.
+template <class P, class Mask>
+int cut(coverage seen, index batch, index head, const score_tile& tile, const Mask& mask, std::uint64_t* bits, segment_list& segments) {
+    const int count = static_cast<int>(tile.key_end - tile.key_begin);
+    const index queries = tile.query_end - tile.query_begin;
+    const int vectors = static_cast<int>((queries + P::lanes - 1) / P::lanes);
+    if (seen == coverage::full && count % tile_shape<P>::most_rows == 0) {
+        segments[0] = {0, count, 0, vectors, false};
+        return 1;
+    }
+    const std::uint64_t all = lane_bits(queries);
+    if (seen == coverage::full)
+        std::fill(bits, bits + count, all);
+    else
+        ask::bits(mask, batch, head, tile, bits);
+    std::fill(bits + count, bits + tile_keys, std::uint64_t{0});
+    constexpr std::uint64_t one_vector = lane_bits(P::lanes);
+    int n = 0;
+    for (int begin = 0; begin < count; begin += segment_keys) {
+        const int end = std::min<int>(begin + segment_keys, count);
+        std::uint64_t some = 0, every = all;
+        for (int i = begin; i < end; ++i) {
+            some |= bits[i];
+            every &= bits[i];
+        }
+        if (some == 0) continue;
+        int first = 0, last = vectors;
+        while ((some >> (first * P::lanes) & one_vector) == 0) ++first;
+        while ((some >> ((last - 1) * P::lanes) & one_vector) == 0) --last;
+        const std::uint64_t inside = all & ~lane_bits(first * P::lanes) & lane_bits(last * P::lanes);
+        const bool masked = (every & inside) != inside || (end - begin) % tile_shape<P>::most_rows != 0;
+        tile_segment* before = n > 0 ? &segments[n - 1] : nullptr;
+        if (before != nullptr && before->begin + before->count == begin && before->first == first && before->vectors == last - first &&
+            before->masked == masked)
+            before->count = end - before->begin;
+        else
+            segments[n++] = {begin, end - begin, first, last - first, masked};
+    }
+    return n;
+}
+
+// Calls f for each register tile's width of a segment, the number of vectors as a constant.
+template <class P, class F>
+HEED_INLINE void for_steps(tile_segment s, F&& f) {
+    using shape = tile_shape<P>;
+    for (int rest = s.vectors; rest > 0; rest -= s.vectors, s.first += s.vectors) {
+        s.vectors = std::min(rest, shape::step);
+        if constexpr (shape::step >= 3)
+            if (s.vectors == 3) {
+                f(std::integral_constant<int, 3>{}, s);
+                continue;
+            }
+        if (s.vectors == 2)
+            f(std::integral_constant<int, 2>{}, s);
+        else
+            f(std::integral_constant<int, 1>{}, s);
+    }
+}
+
+// Whether rows [begin, begin + count) are free of NaN and infinity, so that a factor 0 removes them.
+template <class P>
+bool all_finite(const typename P::value_type* const* rows, int begin, int count, index features) {
+    P probe(0);
+    typename P::value_type rest = 0;
+    for (int i = begin; i < begin + count; ++i) {
+        index d = 0;
+        for (; d + P::lanes <= features; d += P::lanes) probe = fma(P::load(rows[i] + d), P(0), probe);
+        for (; d < features; ++d) rest += rows[i][d] * 0;
+    }
+    return sum(probe) + rest == 0;
+}
+
+}  // namespace heed::inline HEED_ISA

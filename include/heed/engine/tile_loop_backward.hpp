@@ -1,0 +1,303 @@
+// The backward engine: bands of queries by tiles of keys, for any models of the axes.
+//
+// Heads of one key head form a unit, their query blocks one list. Queries and keys of a unit are cut into the same number of parts,
+// by shapes alone; in round t the tasks (i, i + t mod parts) run side by side. No two tasks of a round share a row of dQ, dK or dV, and
+// every row is added to in the order of the rounds: no copies of gradients, no atomics, the same bits for any executor.
+#pragma once
+
+#include <heed/engine/band.hpp>
+#include <heed/engine/plan.hpp>
+#include <heed/engine/workspace.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+namespace heed::inline HEED_ISA {
+
+template <class Problem>
+class tile_loop_backward {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using band_type = band<Problem>;
+    using panels = feature_panels<P>;
+    static constexpr int width = band_type::width;
+    static constexpr index most_bands = band_type::most_bands;
+    static constexpr index block_bytes = 1024 * 1024;
+    static constexpr index enough_tasks = 32;  // units times parts
+    static constexpr int summed = band_type::summed;
+
+    explicit tile_loop_backward(const Problem& p) : p_(p) {
+        arena one;
+        band_type::take_band(one, p_);
+        bands_ = std::clamp<index>(block_bytes / static_cast<index>(one.used()), 1, most_bands);
+        arena kept;
+        for (index i = 0; i < bands_; ++i) band_type::take_band(kept, p_);
+        arena tile;
+        band_type::take_tile(tile, p_);
+        worker_bytes_ = page_multiple(kept.used()) + page_multiple(tile.used());
+        bands_bytes_ = page_multiple(kept.used());
+
+        sequences_ = p_.sequences.count(p_.whole);
+        units_ = sequences_ * p_.whole.key_heads;
+        index most = 0;
+        for (index s = 0; s < sequences_; ++s) {
+            const sequence rows = p_.sequences.at(s, p_.whole);
+            most = std::max(most, std::min(rows.keys, rows.queries * p_.group()));
+        }
+        prefetches_ = p_.k.scratch_per_row() == 0 && p_.v.scratch_per_row() == 0 && p_.q.scratch_per_row() == 0;
+        one_by_one_ = shares_gradients(p_.mods);
+        const index side_by_side = one_by_one_ ? std::min<index>(1, units_) : units_;
+        const index least = side_by_side < 8 ? 256 : 1024;
+        if (units_ > 0 && !orders_all_) parts_ = std::clamp<index>(most / least, 1, std::max<index>(1, enough_tasks / side_by_side));
+        // One sum for each learned parameter, and one for the accumulator's.
+        sums_per_task_ = summed + (learned_accumulator ? 1 : 0);
+        sums_bytes_ = page_multiple(static_cast<std::size_t>(units_ * p_.group() * parts_ * sums_per_task_) * sizeof(double));
+    }
+
+    attention_plan plan(index workers) const {
+        attention_plan r;
+        r.isa = arch::traits<typename P::arch_type>::name;
+        r.kernel = "backward tile loop";
+        r.query_tile = width;
+        r.query_block = bands_ * width;
+        r.key_tile = tile_keys;
+        r.key_splits = parts_;
+        r.tasks = (one_by_one_ ? 1 : units_) * parts_;
+        r.workspace_bytes = sums_bytes_ + worker_bytes_ * static_cast<std::size_t>(workers) + arena::alignment;
+        return r;
+    }
+
+    // `memory` holds plan(executor.workers()).workspace_bytes, less what alignment took.
+    template <class Executor>
+    void run(const Executor& executor, std::byte* memory) {
+        sums_ = reinterpret_cast<double*>(memory);
+        workers_ = memory + sums_bytes_;
+        std::fill(sums_, sums_ + units_ * p_.group() * parts_ * sums_per_task_, 0.0);
+        if (one_by_one_) {
+            for (index unit = 0; unit < units_; ++unit)
+                for (index round = 0; round < parts_; ++round)
+                    executor.bulk(parts_, [&](index i, index worker) { work(unit, i, round, worker); });
+        } else {
+            // Where later queries see more keys, the long pieces go first.
+            for (index round = 0; round < parts_; ++round)
+                executor.bulk(units_ * parts_,
+                              [&](index task, index worker) { work(task % units_, parts_ - 1 - task / units_, round, worker); });
+        }
+        hand_out();
+    }
+
+private:
+    static constexpr bool learned_accumulator = is_learned<typename Problem::accumulator_type>;
+    using band_array = std::optional<band_type>[static_cast<std::size_t>(most_bands)];
+
+    static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+    // Whether heads share elements of a gradient that is collected pair by pair, so that heads must follow each other.
+    template <class... Mods>
+    bool shares_gradients(const std::tuple<Mods...>& mods) {
+        bool any = false;
+        const auto look = [&](const auto& mod) {
+            using Mod = std::remove_cvref_t<decltype(mod)>;
+            if constexpr (is_learned<Mod> && StagedScoreMod<decltype(ask::bind(mod, extents{})), T>) {
+                const auto& s = mod.into.shape;
+                const bool shared = (s[0] == 1 && sequences_ > 1) || (s[1] == 1 && p_.whole.heads > 1);
+                any = any || shared;
+                orders_all_ = orders_all_ || (shared ? s[2] == 1 || s[3] == 1 : s[2] == 1 && s[3] == 1);
+            }
+        };
+        std::apply([&](const auto&... m) { (look(m), ...); }, mods);
+        return any;
+    }
+
+    // Queries of part i by keys of part (i + round) of one unit.
+    void work(index unit, index i, index round, index worker) const {
+        const index number = unit / p_.whole.key_heads, key_head = unit % p_.whole.key_heads;
+        const sequence rows = p_.sequences.at(number, p_.whole);
+        extents shape = p_.whole;
+        shape.batch = sequences_;
+        shape.queries = rows.queries;
+        shape.keys = rows.keys;
+        const auto mask = ask::bind(p_.mask, shape);
+        const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, shape)...}; }, p_.mods);
+        const auto weight = ask::bind(p_.weight, shape);
+        const auto observers = std::apply([&](const auto&... o) { return std::tuple{ask::bind(o, shape)...}; }, p_.observers);
+
+        arena kept(workers_ + worker_bytes_ * static_cast<std::size_t>(worker));
+        arena rest(workers_ + worker_bytes_ * static_cast<std::size_t>(worker) + bands_bytes_);
+        auto tile = band_type::take_tile(rest, p_);
+        band_array bands;
+        for (index b = 0; b < bands_; ++b) bands[b].emplace(p_, band_type::take_band(kept, p_), tile);
+
+        const index part_keys = (rows.keys + parts_ * tile_keys - 1) / (parts_ * tile_keys) * tile_keys;
+        const index key_begin = std::min(rows.keys, (i + round) % parts_ * part_keys), key_end = std::min(rows.keys, key_begin + part_keys);
+        const index block = bands_ * width, blocks = (rows.queries + block - 1) / block;
+        const index all = blocks * p_.group(), share = (all + parts_ - 1) / parts_;
+        const index last = std::min(all, (i + 1) * share);
+        // The first block of the first round finds no gradients of keys yet: rows are set to 0 just before they are added to.
+        index cleared = round == 0 ? key_begin : key_end;
+        const auto clear_up_to = [&](index k) {
+            for (; cleared < k; ++cleared) {
+                fill_row(p_.dk, rows.batch, key_head, rows.key_begin + cleared);
+                fill_row(p_.dv, rows.batch, key_head, rows.key_begin + cleared);
+            }
+        };
+        for (index n = i * share; n < last; ++n) {
+            const index head = key_head * p_.group() + n / blocks, first = n % blocks * block;
+            double* sums = sums_ + ((unit * p_.group() + n / blocks) * parts_ + i) * sums_per_task_;
+            const index end = std::min(rows.queries, first + block);
+            index count = 0;
+            for (index q = first; q < end; q += width, ++count)
+                bands[count]->place(rows, head, q, q + shape.offset(), static_cast<int>(std::min<index>(width, end - q)));
+            if constexpr (learned_accumulator)
+                if (round == 0)
+                    for (index b = 0; b < count; ++b) sums[summed] += bands[b]->parameter_gradient();
+            int steps = 0;
+            for (index b = 0; b < count; ++b) steps += bands[b]->steps();
+            const index q_begin = first + shape.offset(), q_end = end + shape.offset();
+            bool begun = false;
+            for (index from = key_begin; from < key_end;) {
+                key_run run = ask::keys(mask, number, head, q_begin, q_end, from);
+                run.begin = std::max(run.begin, from);
+                run.end = std::min(run.end, key_end);
+                if (run.empty()) break;
+                for (index k = run.begin; k < run.end; k += tile_keys) {
+                    const int tile_count = static_cast<int>(std::min(tile_keys, run.end - k));
+                    if (ask::classify(mask, number, head, score_tile{q_begin, q_end, k, k + tile_count}) == coverage::empty) continue;
+                    if (!begun)
+                        for (index b = 0; b < count; ++b) bands[b]->begin(round == 0);
+                    begun = true;
+                    clear_up_to(k + tile_count);
+                    fetch(rows, key_head, k, tile_count, tile);
+                    row_prefetch<T> next_keys, next_values;
+                    if (prefetches_ && k + tile_keys < run.end)
+                        ahead(rows, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), steps, tile,
+                              next_keys, next_values);
+                    else if (prefetches_ && n + 1 < last && run.end == key_end)
+                        ahead_of_block(rows, key_head * p_.group() + (n + 1) / blocks, (n + 1) % blocks * block, steps, tile, next_keys,
+                                       next_values);
+                    for (index b = 0; b < count; ++b)
+                        bands[b]->absorb(number, k, tile_count, mask, mods, weight, observers, next_keys, next_values);
+                    put(rows, key_head, k, tile_count, tile);
+                }
+                from = run.end;
+            }
+            if (begun)
+                for (index b = 0; b < count; ++b) bands[b]->finish(sums);
+            else if (round == 0)
+                for (index q = first; q < end; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + q);
+            clear_up_to(key_end);
+        }
+        clear_up_to(key_end);
+    }
+
+    static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
+        for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
+    }
+    // Row pointers of a tile, and its gradients so far; rows up to the next full register tile repeat the last one.
+    void fetch(const sequence& rows, index key_head, index k, int count, backward_tile_memory<T>& tile) const {
+        p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, tile.key_rows);
+        p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, tile.value_rows);
+        constexpr int most = tile_shape<P>::most_rows;
+        for (int i = count; i < (count + most - 1) / most * most; ++i) {
+            tile.key_rows[i] = tile.key_rows[count - 1];
+            tile.value_rows[i] = tile.value_rows[count - 1];
+        }
+        if constexpr (Problem::similarity_type::uses_squares)
+            for (int i = 0; i < count; ++i) {
+                T square = 0;
+                for (index d = 0; d < p_.depth(); ++d) square += tile.key_rows[i][d] * tile.key_rows[i][d];
+                tile.key_square[i] = square;
+                tile.d_key_square[i] = 0;
+            }
+        const auto load = [&](const view<T, 4>& from, T* padded_rows, T*& at, index& stride) {
+            const index features = from.extent(3);
+            T* first = from.data + from.offset(rows.batch, key_head, rows.key_begin + k, index{0});
+            if (features % P::lanes == 0 && count % most == 0) {
+                at = first;
+                stride = from.stride(2);
+                return;
+            }
+            at = padded_rows;
+            stride = panels::padded(features);
+            for (int i = 0; i < count; ++i) std::copy(first + i * from.stride(2), first + i * from.stride(2) + features, at + i * stride);
+        };
+        load(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
+        load(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
+    }
+    // Rows of the next tile and of its gradients, to be prefetched.
+    void ahead(const sequence& rows, index key_head, index k, int count, int steps, const backward_tile_memory<T>& tile,
+               row_prefetch<T>& keys, row_prefetch<T>& values) const {
+        const T** at = tile.next_rows;
+        p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, at);
+        p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, at + 2 * tile_keys);
+        for (int i = 0; i < count; ++i) {
+            at[count + i] = p_.dk.data + p_.dk.offset(rows.batch, key_head, rows.key_begin + k + i, index{0});
+            at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, key_head, rows.key_begin + k + i, index{0});
+        }
+        keys = {at, 2 * count, p_.depth(), steps};
+        values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
+    }
+    // Rows of the next block.
+    void ahead_of_block(const sequence& rows, index head, index first, int steps, const backward_tile_memory<T>& tile,
+                        row_prefetch<T>& keys, row_prefetch<T>& values) const {
+        const int count = static_cast<int>(std::min(bands_ * width, rows.queries - first));
+        const T** at = tile.next_rows;
+        for (int i = 0; i < count; ++i) {
+            const index row = rows.query_begin + first + i;
+            at[i] = p_.dq.data + p_.dq.offset(rows.batch, head, row, index{0});
+            at[2 * count + i] = p_.d_out.data + p_.d_out.offset(rows.batch, head, row, index{0});
+            at[3 * count + i] = p_.out.data + p_.out.offset(rows.batch, head, row, index{0});
+        }
+        p_.q.rows(rows.batch, head, rows.query_begin + first, count, tile.key_scratch, at + count);
+        keys = {at, 2 * count, p_.depth(), steps};
+        values = {at + 2 * count, 2 * count, p_.width(), steps};
+    }
+    void put(const sequence& rows, index key_head, index k, int count, const backward_tile_memory<T>& tile) const {
+        if constexpr (Problem::similarity_type::uses_squares)
+            for (int i = 0; i < count; ++i)
+                for (index d = 0; d < p_.depth() && tile.d_key_square[i] != 0; ++d)
+                    tile.d_key[i * tile.d_key_stride + d] += 2 * tile.d_key_square[i] * tile.key_rows[i][d];
+        const auto store = [&](const view<T, 4>& to, const T* padded_rows, const T* from, index stride) {
+            if (from != padded_rows) return;
+            for (int i = 0; i < count; ++i)
+                std::copy(from + i * stride, from + i * stride + to.extent(3),
+                          to.data + to.offset(rows.batch, key_head, rows.key_begin + k + i, index{0}));
+        };
+        store(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
+        store(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
+    }
+
+    // Sums of learned parameters reach their destinations, in one order.
+    void hand_out() const {
+        if constexpr (summed > 0 || learned_accumulator) {
+            for (index unit = 0; unit < units_; ++unit)
+                for (index member = 0; member < p_.group(); ++member)
+                    for (index i = 0; i < parts_; ++i) {
+                        const double* sums = sums_ + ((unit * p_.group() + member) * parts_ + i) * sums_per_task_;
+                        const index head = unit % p_.whole.key_heads * p_.group() + member;
+                        const auto give = [&](const auto& policy) {
+                            using Policy = std::remove_cvref_t<decltype(policy)>;
+                            if constexpr (is_learned<Policy> && !StagedScoreMod<decltype(ask::bind(policy, extents{})), T>)
+                                destination::add(policy.into, head, *sums++);
+                        };
+                        std::apply([&](const auto&... m) { (give(m), ...); }, p_.mods);
+                        give(p_.scale_policy);
+                        give(p_.similarity);
+                        give(p_.accumulator);
+                    }
+        }
+    }
+
+    const Problem& p_;
+    index bands_ = 1, units_ = 0, sequences_ = 0, parts_ = 1, sums_per_task_ = 0;
+    bool one_by_one_ = false, orders_all_ = false, prefetches_ = false;
+    std::size_t worker_bytes_ = 0, bands_bytes_ = 0, sums_bytes_ = 0;
+    double* sums_ = nullptr;
+    std::byte* workers_ = nullptr;
+};
+
+}  // namespace heed::inline HEED_ISA
