@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -59,8 +60,15 @@ public:
             else if (!lines_.emplace(key, value).second && key != "note")
                 throw failure(where + ": '" + key + "' is given twice");
         }
+        std::set<std::string> used;
         for (const char* role : {"inputs", "expected", "upstream", "gradients"})
-            for (const std::string& name : names(role)) at(name);
+            for (const std::string& name : names(role)) {
+                at(name);
+                used.insert(name);
+            }
+        for (const auto& [name, values] : arrays_)
+            if (name.starts_with("d_") && !used.contains(name))
+                throw failure("meta.txt: array '" + name + "' stands on none of the lines inputs, expected, upstream and gradients");
         if (names("expected").empty()) throw failure("meta.txt: no array is expected");
     }
 
@@ -116,10 +124,12 @@ public:
         return a.as<std::int64_t>();
     }
     std::size_t rank(const std::string& name) const { return case_.at(name).shape().size(); }
+    index extent(const std::string& name, std::size_t axis) const { return case_.at(name).shape().at(axis); }
 
     bool has_parameter(const std::string& key) const { return case_.has_line(key); }
     double number(const std::string& key) const { return number_from<double>(case_.line(key), key); }
     double number(const std::string& key, double otherwise) const { return has_parameter(key) ? number(key) : otherwise; }
+    const std::string& text(const std::string& key) const { return case_.line(key); }
     index count(const std::string& key) const { return number_from<index>(case_.line(key), key); }
     std::vector<index> list(const std::string& key) const {
         std::vector<index> values;

@@ -1,5 +1,5 @@
 // Layers around attention, in Eigen: tokens are rows. All products go through one function, because each form of one costs seconds to
-// compile.
+// compile. The backward of a layer returns the gradient of its input and adds those of its parameters to what they have.
 #pragma once
 
 #include "array.hpp"
@@ -17,6 +17,8 @@ template <class T>
 using matrix_map = Eigen::Map<const matrix<T>>;
 template <class T>
 using matrix_ref = Eigen::Ref<const matrix<T>, 0, Eigen::OuterStride<>>;
+template <class T>
+using matrix_into = Eigen::Map<matrix<T>>;
 
 // The whole tensor, or entry i of its first axis, as a matrix with the last axis in columns.
 template <class T>
@@ -28,6 +30,16 @@ template <class T>
 matrix_map<T> entry(const tensor<T>& t, index i) {
     const index columns = t.shape.back(), size = t.size() / t.extent(0);
     return {t.data() + i * size, size / columns, columns};
+}
+// The same, to be written.
+template <class T>
+matrix_into<T> rows_into(tensor<T>& t) {
+    return {t.data(), rows_of(t).rows(), rows_of(t).cols()};
+}
+template <class T>
+matrix_into<T> entry_into(tensor<T>& t, index i) {
+    const auto read = entry(t, i);
+    return {t.data() + i * read.size(), read.rows(), read.cols()};
 }
 // A tensor that holds the elements of a matrix in their order.
 template <class T, class Derived>
@@ -49,6 +61,14 @@ matrix<T> linear(const matrix<T>& x, const matrix_map<T>& weight, const matrix_m
 }
 
 template <class T>
+matrix<T> linear_backward(const matrix<T>& x, const matrix_map<T>& weight, const matrix<T>& d_y, matrix_into<T> d_weight,
+                          matrix_into<T> d_bias) {
+    d_weight += times_transposed<T>(d_y.transpose(), x.transpose());
+    d_bias += d_y.colwise().sum();
+    return times_transposed<T>(d_y, weight.transpose());
+}
+
+template <class T>
 matrix<T> layer_norm(const matrix<T>& x, const matrix_map<T>& gain, const matrix_map<T>& bias, double epsilon) {
     const matrix<T> centred = x.colwise() - x.rowwise().mean();
     const auto deviation = (centred.rowwise().squaredNorm() / static_cast<T>(x.cols())).array() + static_cast<T>(epsilon);
@@ -56,8 +76,30 @@ matrix<T> layer_norm(const matrix<T>& x, const matrix_map<T>& gain, const matrix
 }
 
 template <class T>
+matrix<T> layer_norm_backward(const matrix<T>& x, const matrix_map<T>& gain, double epsilon, const matrix<T>& d_y, matrix_into<T> d_gain,
+                              matrix_into<T> d_bias) {
+    const matrix<T> centred = x.colwise() - x.rowwise().mean();
+    const matrix<T> deviation =
+        ((centred.rowwise().squaredNorm() / static_cast<T>(x.cols())).array() + static_cast<T>(epsilon)).sqrt().matrix();
+    const matrix<T> normal = centred.array().colwise() / deviation.col(0).array();
+    d_gain += d_y.cwiseProduct(normal).colwise().sum();
+    d_bias += d_y.colwise().sum();
+    const matrix<T> d_normal = d_y.array().rowwise() * gain.row(0).array();
+    const matrix<T> along = d_normal.cwiseProduct(normal).rowwise().mean();
+    const matrix<T> across = (d_normal.colwise() - d_normal.rowwise().mean()).array() - normal.array().colwise() * along.col(0).array();
+    return across.array().colwise() / deviation.col(0).array();
+}
+
+template <class T>
 matrix<T> gelu(const matrix<T>& x) {
     return x.unaryExpr([](T a) { return a / 2 * (1 + std::erf(a / std::numbers::sqrt2_v<T>)); });
+}
+template <class T>
+matrix<T> gelu_backward(const matrix<T>& x, const matrix<T>& d_y) {
+    return d_y.cwiseProduct(x.unaryExpr([](T a) {
+        const T density = std::exp(-a * a / 2) * std::numbers::inv_sqrtpi_v<T> / std::numbers::sqrt2_v<T>;
+        return (1 + std::erf(a / std::numbers::sqrt2_v<T>)) / 2 + a * density;
+    }));
 }
 
 }  // namespace golden

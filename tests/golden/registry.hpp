@@ -1,7 +1,7 @@
-// register_paper(number, name, checks, operators): what a file in tests/papers tells the runner.
+// register_paper(number, name, operators): what a file in tests/papers tells the runner.
 //
 // An operator is the text, or its beginning, of the `operator` line in meta.txt, and a function that takes problem<double> and
-// problem<float> alike and returns arrays by the names that meta.txt gives them.
+// problem<float> alike and returns arrays by the names that meta.txt gives them: all that its lines `expected` and `gradients` list.
 #pragma once
 
 #include "array.hpp"
@@ -18,9 +18,6 @@ namespace golden {
 
 using answers = std::map<std::string, array>;
 
-// Which arrays of a case are checked: those on its line `expected`, and those on its line `gradients`.
-inline constexpr unsigned forward = 1, gradients = 2;
-
 struct handler {
     std::string beginning;
     std::function<answers(const problem<double>&)> in_double;
@@ -32,7 +29,6 @@ struct handler {
 
 struct paper {
     std::string name;
-    unsigned checks = forward;
     std::vector<handler> operators;
 
     // The handler with the longest beginning that fits, or null.
@@ -49,8 +45,8 @@ inline std::map<int, paper>& papers() {
     return all;
 }
 
-inline bool register_paper(int number, std::string name, unsigned checks, std::vector<handler> operators) {
-    return papers().emplace(number, paper{std::move(name), checks, std::move(operators)}).second;
+inline bool register_paper(int number, std::string name, std::vector<handler> operators) {
+    return papers().emplace(number, paper{std::move(name), std::move(operators)}).second;
 }
 
 }  // namespace golden

@@ -1,18 +1,10 @@
 // In-context linear regression: a multi-head softmax attention whose signed heads amount to debiased gradient descent.
+#include "golden/attend.hpp"
 #include "golden/layers.hpp"
 #include "golden/registry.hpp"
 
-#include <heed/attention.hpp>
-
-#include <cmath>
-
 namespace golden {
 namespace {
-
-template <class T>
-heed::scale scale_of(const problem<T>& in, index features) {
-    return {in.number("scale", 1 / std::sqrt(static_cast<double>(features)))};
-}
 
 // Full-width heads, summed through W_O.
 template <class T>
@@ -24,13 +16,12 @@ answers full_width_heads(const problem<T>& in) {
                     v = times_transposed<T>(rows_of(z), rows_of(w_v));
     const index features = q.cols() / heads, width = v.cols() / heads;
     const auto q_view = heed::bthd(q.data(), batch, queries, heads, features);
-    const auto k_view = heed::bthd(k.data(), batch, keys, heads, features);
+    const auto k_view = heed::bthd(k.data(), batch, keys, heads, features), v_view = heed::bthd(v.data(), batch, keys, heads, width);
 
     matrix<T> mixed(q.rows(), v.cols());
     tensor<T> lse({batch, heads, queries});
-    heed::attention(q_view, k_view, heed::bthd(v.data(), batch, keys, heads, width),
-                    heed::result{heed::bthd(mixed.data(), batch, queries, heads, width), heed::bht(lse.data(), batch, heads, queries)},
-                    scale_of(in, features));
+    const heed::result forward{heed::bthd(mixed.data(), batch, queries, heads, width), heed::bht(lse.data(), batch, heads, queries)};
+    heed::attention(q_view, k_view, v_view, forward, scale_of(in, features));
 
     // The weights are what attention makes of the unit vectors.
     const matrix<T> unit = matrix<T>::Identity(keys, keys);
@@ -44,7 +35,27 @@ answers full_width_heads(const problem<T>& in) {
         for (index h = 0; h < heads; ++h)
             Eigen::Map<matrix<T>>(head_out.data() + (b * heads + h) * queries * outputs, queries, outputs) =
                 times_transposed<T>(mixed.block(b * queries, h * width, queries, width), rows_of(w_o).middleCols(h * width, width));
-    return {{"out", as_tensor<T>(out, {batch, queries, outputs})}, {"attn", attn}, {"head_out", head_out}, {"lse", lse}};
+    answers all{{"out", as_tensor<T>(out, {batch, queries, outputs})}, {"attn", attn}, {"head_out", head_out}, {"lse", lse}};
+    if (!in.has("d_out")) return all;
+
+    const auto d_out = in.tensor("d_out", 3);
+    matrix<T> d_mixed = times_transposed<T>(rows_of(d_out), rows_of(w_o).transpose());
+    matrix<T> d_q(q.rows(), q.cols()), d_k(k.rows(), k.cols()), d_v(v.rows(), v.cols());
+    heed::attention_backward(q_view, k_view, v_view, forward, heed::bthd(d_mixed.data(), batch, queries, heads, width),
+                             heed::bthd(d_q.data(), batch, queries, heads, features), heed::bthd(d_k.data(), batch, keys, heads, features),
+                             heed::bthd(d_v.data(), batch, keys, heads, width), scale_of(in, features));
+    // Of x and w in y = x w'.
+    const auto of_input = [](const matrix_ref<T>& d_y, const matrix_map<T>& w) { return times_transposed<T>(d_y, w.transpose()); };
+    const auto of_weight = [](const matrix_ref<T>& d_y, const matrix_ref<T>& x, const tensor<T>& w) {
+        return as_tensor<T>(times_transposed<T>(d_y.transpose(), x.transpose()), w.shape);
+    };
+    all["d_W_O"] = of_weight(rows_of(d_out), mixed, w_o);
+    all["d_W_Q"] = of_weight(d_q, rows_of(z_q), w_q);
+    all["d_W_K"] = of_weight(d_k, rows_of(z), w_k);
+    all["d_W_V"] = of_weight(d_v, rows_of(z), w_v);
+    all["d_z_q"] = as_tensor<T>(of_input(d_q, rows_of(w_q)), z_q.shape);
+    all["d_z"] = as_tensor<T>(of_input(d_k, rows_of(w_k)) + of_input(d_v, rows_of(w_v)), z.shape);
+    return all;
 }
 
 // Scores z_q' KQ_h z: every head has its own query and all read z, as keys and as values.
@@ -57,18 +68,38 @@ answers merged_heads(const problem<T>& in) {
     for (index h = 0; h < heads; ++h) q.middleCols(h * features, features) = times_transposed<T>(rows_of(z_q), entry(kq, h).transpose());
 
     tensor<T> head_mean({batch, heads, queries, features}), lse({batch, heads, queries});
+    const auto q_view = heed::bthd(q.data(), batch, queries, heads, features);
     const auto shared = heed::bhtd(z.data(), batch, 1, keys, features);
-    heed::attention(
-        heed::bthd(q.data(), batch, queries, heads, features), shared, shared,
-        heed::result{heed::bhtd(head_mean.data(), batch, heads, queries, features), heed::bht(lse.data(), batch, heads, queries)},
-        scale_of(in, features));
+    const heed::result forward{by_head(head_mean), heed::bht(lse.data(), batch, heads, queries)};
+    heed::attention(q_view, shared, shared, forward, scale_of(in, features));
 
     tensor<T> out({batch, queries, outputs});
     for (index b = 0; b < batch; ++b)
         for (index h = 0; h < heads; ++h)
             Eigen::Map<matrix<T>>(out.data() + b * queries * outputs, queries, outputs) +=
                 times_transposed<T>(entry(head_mean, b).middleRows(h * queries, queries), entry(ov, h));
-    return {{"out", out}, {"head_mean", head_mean}, {"lse", lse}};
+    answers all{{"out", out}, {"head_mean", head_mean}, {"lse", lse}};
+    if (!in.has("d_out")) return all;
+
+    const auto d_out = in.tensor("d_out", 3);
+    tensor<T> d_mean(head_mean.shape), d_k(z.shape), d_v(z.shape), d_z_q(z_q.shape), d_kq(kq.shape), d_ov(ov.shape);
+    for (index b = 0; b < batch; ++b)
+        for (index h = 0; h < heads; ++h) {
+            entry_into(d_mean, b).middleRows(h * queries, queries) = times_transposed<T>(entry(d_out, b), entry(ov, h).transpose());
+            entry_into(d_ov, h) +=
+                times_transposed<T>(entry(d_out, b).transpose(), entry(head_mean, b).middleRows(h * queries, queries).transpose());
+        }
+    matrix<T> d_q(q.rows(), q.cols());
+    heed::attention_backward(q_view, shared, shared, forward, by_head(d_mean), heed::bthd(d_q.data(), batch, queries, heads, features),
+                             heed::bhtd(d_k.data(), batch, 1, keys, features), heed::bhtd(d_v.data(), batch, 1, keys, features),
+                             scale_of(in, features));
+    for (index h = 0; h < heads; ++h) {
+        const matrix<T> d_head = d_q.middleCols(h * features, features);
+        entry_into(d_kq, h) = times_transposed<T>(rows_of(z_q).transpose(), d_head.transpose());
+        rows_into(d_z_q) += times_transposed<T>(d_head, entry(kq, h));
+    }
+    all.insert({{"d_z", as_tensor<T>(rows_of(d_k) + rows_of(d_v), z.shape)}, {"d_z_q", d_z_q}, {"d_KQ", d_kq}, {"d_OV", d_ov}});
+    return all;
 }
 
 tensor<double> one(double value) {
@@ -124,7 +155,7 @@ answers reduced_estimator(const problem<T>& in) {
 }
 
 [[maybe_unused]] const bool registered = register_paper(
-    31, "icl-regression", forward,
+    31, "icl-regression",
     {{"softmax cross-attention with full-width heads", [](const auto& in) { return full_width_heads(in); }},
      {"merged form: scores z_q^T KQ_h z_l * scale", [](const auto& in) { return merged_heads(in); }},
      {"reduced estimator sum_h mu_h sum_l softmax_l(omega_h x_l.x_q) y_l", [](const auto& in) { return reduced_estimator(in); }}});

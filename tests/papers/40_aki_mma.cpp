@@ -1,12 +1,11 @@
 // AKI, modality-mutual attention: causal, and rectangles above the diagonal in which image tokens see the question behind them.
+#include "golden/attend.hpp"
 #include "golden/registry.hpp"
 
-#include <heed/attention.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/rectangles.hpp>
 #include <heed/mask/view.hpp>
 
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -14,22 +13,11 @@ namespace golden {
 namespace {
 
 template <class T, class Mask>
-answers attend(const problem<T>& in, const Mask& mask) {
-    const auto q = in.tensor("q", 4), k = in.tensor("k", 4), v = in.tensor("v", 4);
-    const auto dense = [](auto& t) { return heed::bhtd(t.data(), t.extent(0), t.extent(1), t.extent(2), t.extent(3)); };
-    const index batch = q.extent(0), heads = q.extent(1), queries = q.extent(2), keys = k.extent(2);
-    tensor<T> out({batch, heads, queries, v.extent(3)}), lse({batch, heads, queries});
-    heed::attention(dense(q), dense(k), dense(v), heed::result{dense(out), heed::bht(lse.data(), batch, heads, queries)}, mask,
-                    heed::scale{in.number("scale", 1 / std::sqrt(static_cast<double>(q.extent(3))))});
-
-    const heed::extents whole{batch, heads, k.extent(1), queries, keys};
-    const auto rule = mask.bind(whole);
-    tensor<std::int64_t> allowed({batch, queries, keys});
-    auto next = allowed.values.begin();
-    for (index b = 0; b < batch; ++b)
-        for (index i = 0; i < queries; ++i)
-            for (index j = 0; j < keys; ++j) *next++ = rule.allows(b, 0, i + whole.offset(), j);
-    return {{"out", out}, {"lse", lse}, {"mask", allowed}};
+answers attend_under(const problem<T>& in, const Mask& mask) {
+    answers all = attend(in, 4, by_head, mask);
+    const auto q = in.tensor("q", 4), k = in.tensor("k", 4);
+    all["mask"] = allowed_pairs(mask, {q.extent(0), q.extent(1), k.extent(1), q.extent(2), k.extent(2)});
+    return all;
 }
 
 // Image rows [I0, I1) see the question's columns [I1, T1); invalid keys are seen by nobody.
@@ -43,7 +31,7 @@ answers image_and_question(const problem<T>& in) {
     const auto valid = in.integers("valid", 2);
     const std::vector<std::uint8_t> bytes(valid.values.begin(), valid.values.end());
     const heed::view<const std::uint8_t, 4> keys(bytes.data(), {valid.extent(0), 1, 1, valid.extent(1)}, {valid.extent(1), 0, 0, 1});
-    return attend(in, (heed::causal | heed::rectangles{by_batch}) & heed::mask{keys});
+    return attend_under(in, (heed::causal | heed::rectangles{by_batch}) & heed::mask{keys});
 }
 
 // Rectangles [row0, row1) x [col0, col1) of all entries of the batch, or a list for each.
@@ -56,11 +44,12 @@ answers given_rectangles(const problem<T>& in) {
     for (std::size_t i = 0; i < given.values.size(); i += 4)
         list.push_back({given.values[i], given.values[i + 1], given.values[i + 2], given.values[i + 3]});
     const index lists = rank == 3 ? given.extent(0) : 1, length = given.extent(rank - 2);
-    return attend(in, heed::causal | heed::rectangles{heed::view<const heed::rectangle, 2>(list.data(), {lists, length}, {length, 1})});
+    return attend_under(in,
+                        heed::causal | heed::rectangles{heed::view<const heed::rectangle, 2>(list.data(), {lists, length}, {length, 1})});
 }
 
 [[maybe_unused]] const bool registered = register_paper(
-    40, "aki-mma", forward,
+    40, "aki-mma",
     {{"softmax attention with mask (causal OR image rows x question columns)", [](const auto& in) { return image_and_question(in); }},
      {"softmax attention, causal plus given rectangles", [](const auto& in) { return given_rectangles(in); }}});
 
