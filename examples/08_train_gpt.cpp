@@ -1,0 +1,244 @@
+// Trains a small GPT from scratch: bytes in, a transformer with heed's attention forward and backward, text out.
+//     train_gpt                                                     two minutes on the sources of heed, then a sample
+//     train_gpt --text book.txt --attention alibi --checkpoint run.gpt --svg loss.svg
+//     train_gpt ... --checkpoint run.gpt --resume                   goes on where Ctrl-C ended the same call
+// The loss to beat is that of byte pairs, which is printed beside it. A mechanism joins by one line in train_gpt/mechanism.hpp.
+// Where other programs use the cores, OMP_WAIT_POLICY=passive in the environment keeps the threads from spinning against them.
+#include <heed/heed.hpp>
+#include <heed/interop/openmp.hpp>
+
+#include "train_gpt/chart.hpp"
+#include "train_gpt/checkpoint.hpp"
+#include "train_gpt/gradient_check.hpp"
+#include "train_gpt/model.hpp"
+#include "train_gpt/optimiser.hpp"
+#include "train_gpt/text.hpp"
+
+#include <fmt/core.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <random>
+#include <string>
+#include <vector>
+
+#ifndef TRAIN_GPT_TEXT
+#define TRAIN_GPT_TEXT "."
+#endif
+
+namespace {
+
+using gpt::index;
+using gpt::path;
+
+constexpr int bad_options = 2, interrupted_by_user = 130;
+
+struct options {
+    gpt::shape shape{.layers = 4, .width = 128, .heads = 4, .context = 128};
+    path text = TRAIN_GPT_TEXT, checkpoint, csv, svg;
+    std::string attention = "softmax", prompt = "// ";
+    index sequences = 16, steps = 900, evaluate_every = 100, save_every = 100, stop_after = 0, sample = 400;
+    double rate = 4e-3;
+    std::uint64_t seed = 1;
+    int threads = 0;
+    bool resume = false, check_gradient = false;
+};
+
+// Set by Ctrl-C; a second one ends the program at once.
+volatile std::sig_atomic_t interrupted = 0;
+void interrupt(int signal) {
+    interrupted = 1;
+    std::signal(signal, SIG_DFL);
+}
+
+// One line that is written over on a terminal, and a line now and then elsewhere.
+class progress_line {
+public:
+    progress_line(const options& o, index begin) : options_(o), begin_(begin) {}
+
+    void show(index step, const std::vector<gpt::point>& curve) {
+        const double seconds = elapsed();
+        const bool last = step == options_.steps || step == begin_ + options_.stop_after;
+        const bool due = terminal_ ? seconds > shown_ + 0.1 : (step - begin_) % std::max<index>(1, options_.steps / 20) == 0;
+        if (!due && !last && !curve.back().validation) return;
+        shown_ = seconds;
+        const double pace = static_cast<double>(step - begin_) / seconds;
+        const auto left = static_cast<index>(static_cast<double>(options_.steps - step) / pace);
+        if (curve.back().validation) validation_ = fmt::format("{:.3f}", *curve.back().validation);
+        // A mean over the last steps, because single batches differ.
+        const auto recent = std::min<std::size_t>(20, curve.size());
+        double loss = 0;
+        for (std::size_t i = curve.size() - recent; i < curve.size(); ++i) loss += curve[i].training;
+        constexpr std::size_t width = 20;
+        const auto done = width * static_cast<std::size_t>(step) / static_cast<std::size_t>(options_.steps);
+        fmt::print("{}step {:5}/{} [{}{}] loss {:.3f}  validation {:5}  {:6.0f} tokens/s  {}:{:02} left  {}", terminal_ ? "\r" : "", step,
+                   options_.steps, std::string(done, '='), std::string(width - done, ' '), loss / static_cast<double>(recent), validation_,
+                   pace * static_cast<double>(options_.sequences * options_.shape.context), left / 60, left % 60,
+                   terminal_ && !last ? "" : "\n");
+        std::fflush(stdout);
+    }
+    double elapsed() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+private:
+    const options& options_;
+    index begin_;
+    bool terminal_ = isatty(STDOUT_FILENO) == 1;
+    std::string validation_ = "-";
+    double shown_ = -1;
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+double validation_loss(gpt::model<float>& network, const std::vector<gpt::batch>& parts, index context) {
+    double sum = 0, count = 0;
+    for (const gpt::batch& part : parts) {
+        const auto n = static_cast<double>(part.tokens.size());
+        sum += n * network.loss(part.tokens, part.next, context);
+        count += n;
+    }
+    return sum / count;
+}
+
+// The prompt and what the model writes behind it, byte by byte from its softmax at a temperature below 1.
+std::string sample(gpt::model<float>& network, const options& o) {
+    constexpr float temperature = 0.7f;
+    std::mt19937_64 random(o.seed);
+    std::vector<std::uint8_t> text(o.prompt.begin(), o.prompt.end());
+    for (index i = 0; i < o.sample; ++i) {
+        const auto seen = std::min(text.size(), static_cast<std::size_t>(o.shape.context));
+        const auto logits = network.next_logits(std::span(text).last(seen));
+        const auto weights = ((logits - logits.maxCoeff()) / temperature).exp().eval();
+        float rest = weights.sum() * static_cast<float>(static_cast<double>(random() >> 11) * 0x1p-53);
+        index chosen = 0;
+        while (chosen + 1 < weights.size() && (rest -= weights(chosen)) >= 0) ++chosen;
+        text.push_back(static_cast<std::uint8_t>(chosen));
+    }
+    std::string printable(text.begin(), text.end());
+    for (char& c : printable)
+        if (c != '\n' && (c < ' ' || c > '~')) c = '?';
+    return printable;
+}
+
+int train(const options& o) {
+    for (const path& file : {o.checkpoint, o.csv, o.svg})
+        if (!file.empty()) gpt::check_destination(file);
+    if (!o.checkpoint.empty() && !o.resume && std::filesystem::exists(o.checkpoint))
+        gpt::fail(o.checkpoint.string() + " exists; --resume goes on from it, another name starts anew");
+
+    const gpt::corpus text(gpt::read_text(o.text), o.text.string(), o.shape.context);
+    const auto validation = text.validation(o.sequences);
+    const double bigram = gpt::bigram_loss(text.training_bytes(), validation);
+    const heed::openmp threads{o.threads};
+    Eigen::setNbThreads(1);
+    gpt::model<float> network(o.shape, o.attention, threads, o.seed);
+    gpt::adamw<float> optimiser(network.values.all.size());
+    gpt::progress reached{{{"layers", o.shape.layers},
+                           {"width", o.shape.width},
+                           {"heads", o.shape.heads},
+                           {"context", o.shape.context},
+                           {"attention", o.attention},
+                           {"batch", o.sequences},
+                           {"steps", o.steps},
+                           {"rate", o.rate},
+                           {"seed", o.seed},
+                           {"text", fmt::format("{:016x}", text.fingerprint())}},
+                          0,
+                          {}};
+    if (o.resume) gpt::load_checkpoint(o.checkpoint, reached, network.values, optimiser);
+    const auto save = [&] {
+        if (!o.checkpoint.empty()) gpt::save_checkpoint(o.checkpoint, reached, network.values, optimiser);
+    };
+
+    fmt::print("{} bytes of text, {} weights, {} attention, {} threads; loss in nats a byte, of byte pairs {:.3f}\n", text.size(),
+               network.values.all.size(), o.attention, threads.workers(), bigram);
+    std::signal(SIGINT, interrupt);
+    std::signal(SIGTERM, interrupt);
+    const index begin = reached.step, end = o.stop_after > 0 ? std::min(o.steps, begin + o.stop_after) : o.steps;
+    progress_line line(o, begin);
+    while (reached.step < end && interrupted == 0) {
+        const gpt::batch part = text.training(o.seed, reached.step, o.sequences);
+        const double loss = network.differentiate(part.tokens, part.next, o.shape.context);
+        if (!std::isfinite(loss))
+            gpt::fail(fmt::format("the loss is not finite at step {}; a smaller --rate than {} helps", reached.step + 1, o.rate));
+        optimiser.update(network.values, network.gradient, reached.step, gpt::rate(reached.step, o.steps, o.rate), threads);
+        reached.curve.push_back({loss, std::nullopt});
+        ++reached.step;
+        if (reached.step % o.evaluate_every == 0 || reached.step == o.steps)
+            reached.curve.back().validation = validation_loss(network, validation, o.shape.context);
+        if (reached.step % o.save_every == 0 && reached.step < end) save();
+        line.show(reached.step, reached.curve);
+    }
+    const double seconds = line.elapsed();
+    save();
+    if (!o.csv.empty()) gpt::replace_file(o.csv, gpt::csv(reached.curve, bigram));
+    if (!o.svg.empty()) gpt::replace_file(o.svg, gpt::svg(reached.curve, bigram, "Loss in nats a byte, " + o.attention + " attention"));
+    std::signal(SIGINT, SIG_DFL);
+    std::signal(SIGTERM, SIG_DFL);
+    if (reached.step < o.steps) {
+        fmt::print("\nstopped at step {}{}\n", reached.step,
+                   o.checkpoint.empty() ? "; nothing is saved without --checkpoint" : ", saved in " + o.checkpoint.string());
+        return interrupted != 0 ? interrupted_by_user : EXIT_SUCCESS;
+    }
+    fmt::print("\nvalidation loss {:.3f} after {} steps, of byte pairs {:.3f}; {:.0f} s\n", reached.curve.back().validation.value(),
+               reached.step, bigram, seconds);
+    if (o.sample > 0) fmt::print("\n{}\n", sample(network, o));
+    return EXIT_SUCCESS;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    options o;
+    CLI::App app{"Trains a small GPT on bytes of text and prints a sample."};
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    const auto positive = CLI::Range(heed::index{1}, heed::index{1} << 24);
+    const auto names = gpt::mechanism_names();
+    app.add_option("--text", o.text, "file to learn from, or a folder whose .md and .hpp files are read")->capture_default_str();
+    app.add_option("--attention", o.attention, "mechanism")->check(CLI::IsMember(names))->capture_default_str();
+    app.add_option("--layers", o.shape.layers)->check(positive)->capture_default_str();
+    app.add_option("--width", o.shape.width, "features of a token; an even number for each head")->check(positive)->capture_default_str();
+    app.add_option("--heads", o.shape.heads)->check(positive)->capture_default_str();
+    app.add_option("--context", o.shape.context, "bytes that the model sees")->check(positive)->capture_default_str();
+    app.add_option("--batch", o.sequences, "sequences of a step")->check(positive)->capture_default_str();
+    app.add_option("--steps", o.steps)->check(positive)->capture_default_str();
+    app.add_option("--rate", o.rate, "learning rate at its peak")->capture_default_str();
+    app.add_option("--seed", o.seed)->capture_default_str();
+    app.add_option("--threads", o.threads, "0: as many as OpenMP offers")->check(CLI::Range(0, 4096))->capture_default_str();
+    app.add_option("--evaluate-every", o.evaluate_every, "steps between validations")->check(positive)->capture_default_str();
+    auto* checkpoint = app.add_option("--checkpoint", o.checkpoint, "file for the state of the run");
+    app.add_flag("--resume", o.resume, "go on from the checkpoint")->needs(checkpoint);
+    app.add_option("--save-every", o.save_every, "steps between checkpoints")->check(positive)->capture_default_str();
+    app.add_option("--stop-after", o.stop_after, "steps after which this call stops as with Ctrl-C; 0: never")
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--csv", o.csv, "file for the losses");
+    app.add_option("--svg", o.svg, "file for their picture");
+    app.add_option("--sample", o.sample, "bytes to write at the end")->check(CLI::NonNegativeNumber)->capture_default_str();
+    app.add_option("--prompt", o.prompt, "start of the sample")->capture_default_str();
+    app.add_flag("--check-gradient", o.check_gradient, "compare the gradient of every mechanism with finite differences, then end");
+    try {
+        app.parse(argc, argv);
+        if (o.shape.width % (2 * o.shape.heads) != 0)
+            throw CLI::ValidationError("--width",
+                                       fmt::format("{} must be a multiple of twice the heads ({})", o.shape.width, o.shape.heads));
+        if (!(o.rate > 0) || !std::isfinite(o.rate))
+            throw CLI::ValidationError("--rate", fmt::format("{} must be finite and above 0", o.rate));
+        if (o.prompt.empty()) throw CLI::ValidationError("--prompt", "must not be empty");
+    } catch (const CLI::ParseError& error) {
+        return app.exit(error) == 0 ? EXIT_SUCCESS : bad_options;
+    }
+    try {
+        if (o.check_gradient) return gpt::check_gradients(heed::openmp{o.threads}) ? EXIT_SUCCESS : EXIT_FAILURE;
+        return train(o);
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "train_gpt: {}\n", error.what());
+        return EXIT_FAILURE;
+    }
+}

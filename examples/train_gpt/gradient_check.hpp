@@ -1,0 +1,67 @@
+// The model's gradient against central differences of its loss, in double, for every mechanism of the table.
+#pragma once
+
+#include "model.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace gpt {
+
+// Largest error of a tensor's gradient relative to its length, over some 40 numbers of each tensor.
+inline double gradient_error(const std::string& attention, const heed::openmp& threads) {
+    const shape s{.layers = 2, .width = 24, .heads = 3, .context = 20};
+    constexpr std::size_t sequences = 4;
+    model<double> m(s, attention, threads, 1);
+    std::mt19937_64 random(2);
+    std::vector<std::uint8_t> tokens(sequences * static_cast<std::size_t>(s.context)), next(tokens.size());
+    for (auto* bytes : {&tokens, &next})
+        for (auto& b : *bytes) b = static_cast<std::uint8_t>(random() % 7);
+    // Gains that differ from each other, and weights large enough for scores that matter.
+    for (auto& t : m.values.tensors)
+        for (index i = 0; i < t.values.size(); ++i) t.values.data()[i] *= 1.5 + 0.5 * std::sin(static_cast<double>(i));
+
+    m.differentiate(tokens, next, s.context);
+    double worst = 0;
+    for (std::size_t k = 0; k < m.values.tensors.size(); ++k) {
+        auto& values = m.values.tensors[k].values;
+        const auto& gradient = m.gradient.tensors[k].values;
+        double apart = 0, length = 0;
+        for (index i = 0; i < values.size(); i += std::max<index>(1, values.size() / 40)) {
+            constexpr double step = 1e-5;
+            double& x = values.data()[i];
+            const double before = x;
+            x = before + step;
+            const double up = m.loss(tokens, next, s.context);
+            x = before - step;
+            const double down = m.loss(tokens, next, s.context);
+            x = before;
+            const double expected = (up - down) / (2 * step);
+            apart += std::pow(gradient.data()[i] - expected, 2);
+            length += std::pow(expected, 2);
+        }
+        worst = std::max(worst, std::sqrt(apart / length));
+        if (!(length > 0)) worst = std::numeric_limits<double>::infinity();
+    }
+    return worst;
+}
+
+inline bool check_gradients(const heed::openmp& threads) {
+    constexpr double allowed = 1e-6;
+    bool all = true;
+    for (const std::string& name : mechanism_names()) {
+        const double error = gradient_error(name, threads);
+        fmt::print("{:20} gradient and differences agree to {:.1e}, allowed {:.0e}\n", name, error, allowed);
+        all = all && error <= allowed;
+    }
+    return all;
+}
+
+}  // namespace gpt
