@@ -92,6 +92,21 @@ TEST_CASE("the calls of the README") {
     CHECK(agrees());
     for (std::size_t i = 0; i < row_lse.size(); ++i) CHECK(std::abs(row_lse[i] - whole_lse[i]) < 2e-6f);
 
+    const auto d_out = heed::bthd(far_outputs.data(), batch, tokens, heads, features);
+    std::vector<float> d_queries(queries.size()), d_keys(keys.size()), d_values(values.size()), d_slope(heads);
+    const auto dq = heed::bthd(d_queries.data(), batch, tokens, heads, features);
+    const auto dk = heed::bthd(d_keys.data(), batch, tokens, key_heads, features);
+    const auto dv = heed::bthd(d_values.data(), batch, tokens, key_heads, features);
+    const auto score = heed::with_gradient(heed::alibi{slope}, d_slope);
+    const heed::dropout drop{.p = 0.1, .seed = 7};
+    heed::attention(q, k, v, heed::result{out, lse}, heed::causal, score, drop);
+    heed::attention_backward(q, k, v, heed::result{out, lse}, d_out, dq, dk, dv, heed::causal, score, drop);
+    const auto d_queries_seen = d_queries;
+    const auto d_slope_seen = d_slope;
+    heed::reference::attention_backward(q, k, v, heed::result{out, lse}, d_out, dq, dk, dv, heed::causal, score, drop);
+    for (std::size_t i = 0; i < d_queries.size(); ++i) CHECK(std::abs(d_queries[i] - d_queries_seen[i]) < 2e-5f);
+    for (std::size_t i = 0; i < d_slope.size(); ++i) CHECK(std::abs(d_slope[i] - d_slope_seen[i]) < 1e-3f);
+
     const auto thirty = heed::bthd(queries.data(), 1, 1, 30, 1), eight = heed::bthd(keys.data(), 1, 1, 8, 1);
     CHECK_THROWS_WITH(heed::attention(thirty, eight, eight, heed::bthd(outputs.data(), 1, 1, 30, 1)),
                       "heed::attention: query heads (30) must be a multiple of key heads (8)");
