@@ -128,6 +128,8 @@ std::string sample(gpt::model<float>& network, const options& o) {
 }
 
 int train(const options& o) {
+    std::signal(SIGINT, interrupt);
+    std::signal(SIGTERM, interrupt);
     for (const path& file : {o.checkpoint, o.csv, o.svg})
         if (!file.empty()) gpt::check_destination(file);
     if (!o.checkpoint.empty() && !o.resume && std::filesystem::exists(o.checkpoint))
@@ -159,8 +161,6 @@ int train(const options& o) {
 
     fmt::print("{} bytes of text, {} weights, {} attention, {} threads; loss in nats a byte, of byte pairs {:.3f}\n", text.size(),
                network.values.all.size(), o.attention, threads.workers(), bigram);
-    std::signal(SIGINT, interrupt);
-    std::signal(SIGTERM, interrupt);
     const index begin = reached.step, end = o.stop_after > 0 ? std::min(o.steps, begin + o.stop_after) : o.steps;
     progress_line line(o, begin);
     while (reached.step < end && interrupted == 0) {
