@@ -5,8 +5,8 @@
 // out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v and overwritten; where v is a view of k, their
 // gradients stay apart and the caller adds them. Score modifications are differentiated by themselves (kernel/dual.hpp); parameters named
 // by with_gradient get theirs. Nothing of size Tq Tk is stored. Rows that see no key have gradient exactly 0. Error against double, naive
-// being plain loops in the same type: rms over many calls below 2 naive, and below 4 where scores pass through tanh (whose vectors err
-// by 2 ulp). Throws std::invalid_argument, with nothing written, for what does not fit.
+// being plain loops in the same type: rms over many calls below 2 naive, and below 4 where scores are modified, biased or weights
+// dropped. Throws std::invalid_argument, with nothing written, for what does not fit.
 #pragma once
 
 #include <heed/attention.hpp>

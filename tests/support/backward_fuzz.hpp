@@ -3,8 +3,10 @@
 //
 // The bound of every gradient, with m the mass of its elements (naive_backward.hpp), s as in attention_fuzz.hpp, eps the type's epsilon:
 //     a call:          error <= 2 * naive error + backward_floor eps m s + what a weight below the smallest number leaves
-//     a pack of calls: rms of error / (eps m s) <= 2 * the same of the naive loop, and beyond_plain * it where tanh modifies the scores:
-//                      vectors of tanh are within 2 eps where the standard library is within 1/2, and 1 - tanh^2 shows it
+//     a pack of calls: rms of error / (eps m s) <= 2 * the same of the naive loop, and beyond_plain * it where scores are modified or
+//                      weights dropped (seen over six seeds: 1.9 and 3.4): vectors of tanh are within 2 eps where the standard library is
+//                      within 1/2, 1 - tanh^2 shows it, and weights made twice cancel less exactly than those kept. Few calls, as under
+//                      sanitizers, make no such mean
 // A share of the calls is repeated on threads, and must give the same bits.
 #pragma once
 
@@ -305,6 +307,7 @@ void fuzz_backward(const char* name, int count, bool packed, Draw&& draw, double
         "floor %.2f\n",
         name, static_cast<unsigned long long>(test_seed()), count, q.engine(), q.naive(), k.engine(), k.naive(), v.engine(), v.naive(),
         rest.engine(), rest.naive(), floor);
+    if (fuzz_divisor > 1) return;
     for (const auto* record : {&q, &k, &v, &rest}) CHECK(record->engine() <= ratio * record->naive());
 }
 
