@@ -33,10 +33,10 @@ TEST_CASE("eigen_pool takes the number of threads of a device") {
 }
 
 TEST_CASE("eigen_pool does not wait for threads that are busy elsewhere") {
-    Eigen::ThreadPool pool(2);
     std::promise<void> release;
     const std::shared_future<void> released = release.get_future().share();
     std::atomic<int> blocked = 0, after = 0;
+    Eigen::ThreadPool pool(2); // ends before what its threads wait for
     for (int i = 0; i < 2; ++i)
         pool.Schedule([&] {
             ++blocked;
@@ -53,9 +53,9 @@ TEST_CASE("eigen_pool does not wait for threads that are busy elsewhere") {
 }
 
 TEST_CASE("a call from every thread of an eigen_pool at once ends") {
+    std::atomic<int> done = 0, sum = 0;
     Eigen::ThreadPool pool(3);
     const heed::eigen_pool executor(pool);
-    std::atomic<int> done = 0, sum = 0;
     for (int i = 0; i < 3; ++i)
         pool.Schedule([&] {
             executor.bulk(10, [&](heed::index task, heed::index) { sum += static_cast<int>(task); });
