@@ -7,6 +7,7 @@
 
 #include <heed/config.hpp>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -314,7 +315,10 @@ struct pack<T, arch::emulated<N>> {
         return made([&](int i) { return std::nearbyint(a.v[i]); });
     }
     HEED_INLINE friend pack scale_by_power(const pack& a, const pack& n) {
-        return made([&](int i) { return std::isfinite(n.v[i]) ? std::ldexp(a.v[i], static_cast<int>(n.v[i])) : a.v[i] + n.v[i]; });
+        constexpr T most = 4096;  // past every exponent
+        return made([&](int i) {
+            return std::isfinite(n.v[i]) ? std::ldexp(a.v[i], static_cast<int>(std::clamp(n.v[i], -most, most))) : a.v[i] + n.v[i];
+        });
     }
     HEED_INLINE friend pack quotient(const pack& a, const pack& b) { return a / b; }
 };

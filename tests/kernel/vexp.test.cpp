@@ -103,12 +103,13 @@ void check_functions(double exp2_bound, double exp_bound, double tanh_bound) {
 }  // namespace
 
 TEST_CASE("exp2, exp and tanh of float hold their error over the whole range") {
-    check_functions<heed::pack<float>>(1.9e-7, 2.2e-7, 1.1e-6);
-    check_functions<heed::pack<float, heed::arch::emulated<3>>>(1.9e-7, 2.2e-7, 1.1e-6);
+    // AVX-512 has no exact quotient here.
+    check_functions<heed::pack<float>>(1.9e-7, 9e-8, heed::pack<float>::lanes == 16 ? 2.8e-7 : 1.8e-7);
+    check_functions<heed::pack<float, heed::arch::emulated<3>>>(1.9e-7, 9e-8, 1.8e-7);
 }
 TEST_CASE("exp2, exp and tanh of double hold their error over the whole range") {
-    check_functions<heed::pack<double>>(2.5e-16, 3e-16, 7e-16);
-    check_functions<heed::pack<double, heed::arch::emulated<3>>>(2.5e-16, 3e-16, 7e-16);
+    check_functions<heed::pack<double>>(2.5e-16, 1.7e-16, 3.8e-16);
+    check_functions<heed::pack<double, heed::arch::emulated<3>>>(2.5e-16, 1.7e-16, 3.8e-16);
 }
 
 TEST_CASE("scalars have the same names") {

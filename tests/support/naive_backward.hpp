@@ -1,4 +1,4 @@
-// naive_attention_backward<S>: the formulas of the backward door as plain loops in S, after a forward in S of which out and lse are kept.
+// naive_attention_backward<S>: the formulas of the backward door as plain loops in S, from the out and lse of a plain forward in S.
 // In the element type its error is what the engine's is measured by; in long double it is the truth for double.
 //
 // Beside every sum stands its mass, the sum of the sizes of what was added and cancelled on the way: the error of any sum in a type is
@@ -100,7 +100,15 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                 }
                 if (top == none) continue;
                 S total = sink == none ? S{0} : std::exp(sink - top);
-                for (const S w : weights) total += w == none ? S{0} : std::exp(w - top);
+                std::fill(out.begin(), out.end(), S{0});
+                for (std::size_t j = 0; j < count; ++j) {
+                    if (weights[j] == none) continue;
+                    const S w = std::exp(weights[j] - top);
+                    const auto factor = static_cast<S>(p.weight.factor(s, h, at_query, static_cast<index>(j)));
+                    for (index d = 0; d < width; ++d) out[static_cast<std::size_t>(d)] += w * factor * value(j)[d];
+                    total += w;
+                }
+                for (S& x : out) x /= total;
                 const S lse = top + std::log(total);
                 for (S& w : weights) {
                     const S score = w;
@@ -109,14 +117,12 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                 }
                 const S d_row_lse = d_lse.data == nullptr ? S{0} : static_cast<S>(d_lse(rows.batch, h, t));
                 S delta = -d_row_lse, delta_mass = std::abs(d_row_lse);
-                std::fill(out.begin(), out.end(), S{0});
                 for (std::size_t j = 0; j < count; ++j) {
                     d_weights[j] = weight_masses[j] = 0;
                     if (!mask.allows(s, h, at_query, static_cast<index>(j))) continue;
                     const auto factor = static_cast<S>(p.weight.factor(s, h, at_query, static_cast<index>(j)));
                     for (index d = 0; d < width; ++d) {
                         const S product = static_cast<S>(d_row[d]) * value(j)[d], part = weights[j] * factor * d_row[d];
-                        out[static_cast<std::size_t>(d)] += weights[j] * factor * value(j)[d];
                         d_weights[j] += product;
                         weight_masses[j] += std::abs(product);
                         r.v.add({rows.batch, key_head, rows.key_begin + static_cast<index>(j), d}, part, std::abs(part));

@@ -70,11 +70,11 @@ struct softmax {
 
 inline softmax sinks(std::span<const float> logits) { return {logits}; }
 
-// Backward in lanes. weight = 2^(score + start(lse)), the score in units of `unit`; d_score = weight (d_weight - delta) in natural units.
+// Backward in lanes. weight = 2^(unit (score + start(lse))); d_score = weight (d_weight - delta) in natural units.
 template <class P>
 struct softmax_gradient {
     using T = typename P::value_type;
-    static T start(T lse) { return -lse * std::numbers::log2e_v<T>; }
+    static T start(T lse) { return -lse; }
     static T offset(T delta) { return -delta; }
     template <int N>
     HEED_INLINE static void weigh(P (&x)[N]) {
@@ -216,8 +216,10 @@ struct softmax_lanes {
             normaliser[i] = seen ? shrink / total : T{0};
             if (lse == nullptr) continue;
             const bool from_top = seen && shrink == 1 && top_[i] > none;
-            const T log_total = from_top ? top_[i] + std::log2(total / tile_top_[i]) : std::log2(total);
-            lse[i] = total == 0 ? none : (reference + log_total) * std::numbers::ln2_v<T>;
+            // Once a row, so in double: what is lost here is lost again in every weight of the backward.
+            constexpr double ln2 = std::numbers::ln2;
+            const double log_total = from_top ? top_[i] + std::log2(double{total} / tile_top_[i]) : std::log2(double{total});
+            lse[i] = total == 0 ? none : static_cast<T>(reference * ln2 + log_total * ln2);
         }
     }
 };

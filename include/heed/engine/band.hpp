@@ -145,10 +145,11 @@ public:
     }
 
     // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq.
-    void begin(bool fresh) {
+    HEED_NOINLINE void begin(bool fresh) {
         const index depth = p_.depth(), values = p_.width();
         const T fold = plain ? static_cast<T>(p_.scale) : T{1};
         const double unit = scaled_query ? p_.scale * (folded ? accumulator_type::unit : 1) : 1;
+        const T start_unit = folded ? static_cast<T>(accumulator_type::unit) : T{1};
         finite_ = unknown;
         for (int s = 0; s < strips; ++s) {
             const int count = count_of(s);
@@ -169,7 +170,7 @@ public:
                 const T lse = i < count ? p_.lse(seq_.batch, head_, row + i) : T{0};
                 alive[i] = lse != none;
                 all_alive = all_alive && alive[i];
-                b_.start[base + i] = alive[i] ? rule::start(lse) : T{0};
+                b_.start[base + i] = alive[i] ? rule::start(lse) * start_unit : T{0};
                 b_.offset[base + i] = i < count && alive[i] ? rule::offset(delta(base + i)) * fold : T{0};
                 if constexpr (mods > 0) b_.query_position[base + i] = static_cast<T>(position_ + base + std::min(i, count - 1));
             }
@@ -184,11 +185,12 @@ public:
                         t_.key_rows[i] = t_.d_value_rows;
                     }
             }
-            transpose_into([&](index i) { return t_.rows[i]; }, count, depth, query, lanes, static_cast<T>(unit));
-            transpose_into([&](index i) { return t_.key_rows[i]; }, count, values, d_out, lanes, fold);
+            transpose_into(rows_at<T>{t_.rows}, count, depth, query, lanes, static_cast<T>(unit));
+            transpose_into(rows_at<T>{t_.key_rows}, count, values, d_out, lanes, fold);
             panels::pack(t_.rows, base, count, depth, b_.query_panels, width);
             panels::pack(t_.key_rows, base, count, values, b_.d_out_panels, width);
-            if (!fresh) transpose_into([&](index i) { return &p_.dq(seq_.batch, head_, row + i, 0); }, count, depth, d_query, lanes, T{1});
+            if (!fresh)
+                transpose_into(rows_apart<T>{&p_.dq(seq_.batch, head_, row, 0), p_.dq.stride(2)}, count, depth, d_query, lanes, T{1});
             if constexpr (squares) {
                 std::fill(b_.query_square + base, b_.query_square + base + lanes, T{0});
                 std::fill(b_.d_query_square + base, b_.d_query_square + base + lanes, T{0});
@@ -252,7 +254,7 @@ public:
     }
 
     // Writes dq. The sums of learned parameters are added to `sums`, `summed` of them.
-    void finish(double* sums) {
+    HEED_NOINLINE void finish(double* sums) {
         const index depth = p_.depth();
         for (int s = 0; s < strips && count_of(s) > 0; ++s) {
             const int count = count_of(s), base = s * lanes;
@@ -266,8 +268,7 @@ public:
                 if (p_.lse(seq_.batch, head_, row + i) == none)
                     for (index d = 0; d < depth; ++d) d_query[d * lanes + i] = 0;
             if (depth > 0)
-                transpose_into([&](index d) { return d_query + d * lanes; }, depth, count, &p_.dq(seq_.batch, head_, row, 0),
-                               p_.dq.stride(2), T{1});
+                transpose_into(rows_apart<T>{d_query, lanes}, depth, count, &p_.dq(seq_.batch, head_, row, 0), p_.dq.stride(2), T{1});
         }
         for (int n = 0; n < summed; ++n)
             for (int i = 0; i < count_; ++i) sums[n] += static_cast<double>(b_.sums[n * width + i]);
@@ -408,7 +409,7 @@ private:
                     chain::template forwards<0>(value[j], slope[j], bound, where[j], t_.staged + row * width + at + j * P::lanes);
                 }
                 weight[j] = folded ? similar[j] + P::load(b_.start + lane)
-                                   : fma(value[j][mods], P(static_cast<T>(accumulator_type::unit)), P::load(b_.start + lane));
+                                   : (value[j][mods] + P::load(b_.start + lane)) * P(static_cast<T>(accumulator_type::unit));
             }
         }
         rule::weigh(weight);

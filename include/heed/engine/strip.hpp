@@ -78,14 +78,14 @@ public:
     }
 
     // Makes Q^T of the query rows from `first` on and empties the state.
-    void begin(const sequence& seq, index first) {
+    HEED_NOINLINE void begin(const sequence& seq, index first) {
         const int count = count_;
         const index depth = p_.depth();
         if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
         // The sources read a tile's rows through the pointers that keys use later.
         p_.q.rows(seq.batch, head_, seq.query_begin + first, count, t_.key_scratch, t_.key_rows);
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
-        transpose_into([&](index i) { return t_.key_rows[i]; }, count, depth, s_.query, lanes, static_cast<T>(unit));
+        transpose_into(rows_at<T>{t_.key_rows}, count, depth, s_.query, lanes, static_cast<T>(unit));
         std::fill(s_.out, s_.out + p_.width() * lanes, T{0});
         state_.reset();
         if constexpr (mods > 0)
@@ -101,8 +101,8 @@ public:
 
     // Takes in keys [key, key + count) of the sequence, whose rows are in the tile memory.
     template <class Mask, class Mods, class Weight>
-    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
-                row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
+    HEED_NOINLINE void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
+                              row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         const score_tile tile{position_, position_ + count_, key, key + count};
@@ -159,8 +159,8 @@ public:
             }
         }
         if (width > 0)
-            transpose_into([&](index d) { return s_.out + d * lanes; }, width, count_,
-                           &p_.out(seq.batch, head_, seq.query_begin + first, 0), p_.out.stride(2), T{1});
+            transpose_into(rows_apart<T>{s_.out, lanes}, width, count_, &p_.out(seq.batch, head_, seq.query_begin + first, 0),
+                           p_.out.stride(2), T{1});
         if (lse != nullptr)
             for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, seq.query_begin + first + i) = lse[i];
     }

@@ -194,11 +194,11 @@ private:
         clear_up_to(key_end);
     }
 
-    static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
+    HEED_NOINLINE static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
         for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
     }
     // Row pointers of a tile, and its gradients so far; rows up to the next full register tile repeat the last one.
-    void fetch(const sequence& rows, index key_head, index k, int count, backward_tile_memory<T>& tile) const {
+    HEED_NOINLINE void fetch(const sequence& rows, index key_head, index k, int count, backward_tile_memory<T>& tile) const {
         p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, tile.key_rows);
         p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, tile.value_rows);
         constexpr int most = tile_shape<P>::most_rows;
@@ -229,8 +229,8 @@ private:
         load(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
     }
     // Rows of the next tile and of its gradients, to be prefetched.
-    void ahead(const sequence& rows, index key_head, index k, int count, int steps, const backward_tile_memory<T>& tile,
-               row_prefetch<T>& keys, row_prefetch<T>& values) const {
+    HEED_NOINLINE void ahead(const sequence& rows, index key_head, index k, int count, int steps, const backward_tile_memory<T>& tile,
+                             row_prefetch<T>& keys, row_prefetch<T>& values) const {
         const T** at = tile.next_rows;
         p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, at);
         p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, at + 2 * tile_keys);
@@ -242,8 +242,8 @@ private:
         values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
     }
     // Rows of the next block.
-    void ahead_of_block(const sequence& rows, index head, index first, int steps, const backward_tile_memory<T>& tile,
-                        row_prefetch<T>& keys, row_prefetch<T>& values) const {
+    HEED_NOINLINE void ahead_of_block(const sequence& rows, index head, index first, int steps, const backward_tile_memory<T>& tile,
+                                      row_prefetch<T>& keys, row_prefetch<T>& values) const {
         const int count = static_cast<int>(std::min(bands_ * width, rows.queries - first));
         const T** at = tile.next_rows;
         for (int i = 0; i < count; ++i) {
@@ -256,7 +256,7 @@ private:
         keys = {at, 2 * count, p_.depth(), steps};
         values = {at + 2 * count, 2 * count, p_.width(), steps};
     }
-    void put(const sequence& rows, index key_head, index k, int count, const backward_tile_memory<T>& tile) const {
+    HEED_NOINLINE void put(const sequence& rows, index key_head, index k, int count, const backward_tile_memory<T>& tile) const {
         if constexpr (Problem::similarity_type::uses_squares)
             for (int i = 0; i < count; ++i)
                 for (index d = 0; d < p_.depth() && tile.d_key_square[i] != 0; ++d)

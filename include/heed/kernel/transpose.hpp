@@ -38,9 +38,22 @@ HEED_INLINE void round(V (&r)[W]) {
 #endif
 }  // namespace shuffles
 
+// Rows by pointer, and rows a stride apart; types of their own, so that all callers share one transposition.
+template <class T>
+struct rows_at {
+    const T* const* pointers;
+    const T* operator()(index i) const { return pointers[i]; }
+};
+template <class T>
+struct rows_apart {
+    const T* first;
+    index stride;
+    const T* operator()(index i) const { return first + i * stride; }
+};
+
 // to[c * to_stride + r] = row(r)[c] * factor for r < rows, c < columns; row(r) is a pointer.
 template <class T, class Row>
-void transpose_into(Row&& row, index rows, index columns, T* to, index to_stride, T factor) {
+HEED_NOINLINE void transpose_into(Row row, index rows, index columns, T* to, index to_stride, T factor) {
     constexpr int W = std::is_same_v<arch::native, arch::emulated<4>> ? 1 : pack<T>::lanes;
     index r = 0;
 #if defined(__GNUC__)

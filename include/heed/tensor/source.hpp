@@ -29,7 +29,7 @@ struct strided_rows {
 
     const std::array<index, 4>& shape() const { return v.shape; }
     index scratch_per_row() const { return 0; }
-    HEED_INLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
+    HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
         const T* at = v.data + v.offset(batch, head, first, index{0});
         for (index i = 0; i < count; ++i) out[i] = at + i * v.stride(2);
     }
