@@ -64,10 +64,12 @@ HEED_ONCE void same_extents(const char* door, const char* name, const X& x, cons
 }
 template <class S>
 HEED_ONCE void check_source(const char* door, const char* name, const S& s) {
-    if constexpr (requires { s.v; }) {
-        check_view(door, name, s.v);
-        require(s.v.stride(3) == 1 || s.v.extent(3) <= 1, door, name, "last stride", s.v.stride(3), "must be", 1);
-    }
+    const auto look = [&](const auto& v) {
+        check_view(door, name, v);
+        require(v.stride(3) == 1 || v.extent(3) <= 1, door, name, "last stride", v.stride(3), "must be", 1);
+    };
+    if constexpr (requires { s.each_view(look); }) s.each_view(look);
+    if constexpr (requires { s.check(door, name); }) s.check(door, name);
 }
 // A view with rows in its third dimension, and `row` elements in each, that is written.
 template <class V>
@@ -80,8 +82,9 @@ HEED_ONCE void check_written(const char* door, const char* name, const V& v, ind
 }
 template <class Written, class S>
 HEED_ONCE void check_apart(const char* door, const char* name, const Written& written, const char* other, const S& read) {
-    if constexpr (requires { read.v; })
-        require(!may_overlap(written, read.v), door, name, "must not overlap", other);
+    const auto look = [&](const auto& v) { require(!may_overlap(written, v), door, name, "must not overlap", other); };
+    if constexpr (requires { read.each_view(look); })
+        read.each_view(look);
     else if constexpr (is_view<S>)
         require(written.data == nullptr || read.data == nullptr || !may_overlap(written, read), door, name, "must not overlap", other);
 }

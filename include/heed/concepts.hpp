@@ -80,8 +80,13 @@ struct position {
 //   S parameter_slope(S score, const position<S>&) optional: derivative by the mod's own parameter, for with_gradient
 //   void collect(b, h, tile, const T* rows, index stride, into)   for with_gradient of a staged mod: adds the gradient of the
 //                                                  staged parameters of a tile to the destination
+//   gradient_sharing sharing(extents)              with collect: who adds to the same elements of the destination
 // Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto)
 // const { return s + s; } };
+struct gradient_sharing {
+    bool sequences = false, heads = false;  // all of a batch, all of a sequence
+    bool rows = false;                      // pairs of one head that have neither query nor key in common, or, with `heads`, no key
+};
 template <class F, class S>
 concept ScoreMod = requires(const F& f, S s, position<S> at) {
     { f(s, at) } -> std::convertible_to<S>;

@@ -1,6 +1,7 @@
 // with_gradient(policy, destination): a policy whose learned parameters get a gradient in the backward; the forward ignores it.
 //
 //   bias                  -> view<G, 4> shaped as the bias; extents of 1 hold sums over that dimension
+//   relative_bias         -> a view<G> shaped as its table
 //   alibi, sinks          -> std::span<G>, one a query head
 //   cosine, scale, and a score modification with one parameter for all heads (parameter_slope) -> G&
 // G is float or double. Destinations are borrowed for the call and overwritten; sums are made in a fixed order.
@@ -34,8 +35,8 @@ template <Policy Model, class G>
 constexpr learned<Model, G*> with_gradient(const Model& model, G& into) {
     return {{model}, &into};
 }
-template <Policy Model, class G>
-constexpr learned<Model, view<G, 4>> with_gradient(const Model& model, const view<G, 4>& into) {
+template <Policy Model, class G, int Rank>
+constexpr learned<Model, view<G, Rank>> with_gradient(const Model& model, const view<G, Rank>& into) {
     return {{model}, into};
 }
 template <Policy Model, std::ranges::contiguous_range Range>
@@ -58,12 +59,13 @@ template <class G>
 void clear(const std::span<G>& into) {
     std::fill(into.begin(), into.end(), G{0});
 }
-template <class G>
-void clear(const view<G, 4>& into) {
-    for (index a = 0; a < into.extent(0); ++a)
-        for (index b = 0; b < into.extent(1); ++b)
-            for (index c = 0; c < into.extent(2); ++c)
-                for (index d = 0; d < into.extent(3); ++d) into(a, b, c, d) = G{0};
+template <class G, int Rank>
+void clear(const view<G, Rank>& into, int axis = 0, index offset = 0) {
+    if (axis == Rank) {
+        into.data[offset] = G{0};
+        return;
+    }
+    for (index i = 0; i < into.extent(axis); ++i) clear(into, axis + 1, offset + i * into.stride(axis));
 }
 template <class G>
 void add(G* into, index, double value) {

@@ -49,10 +49,10 @@ public:
             most = std::max(most, std::min(rows.keys, rows.queries * p_.group()));
         }
         prefetches_ = p_.k.scratch_per_row() == 0 && p_.v.scratch_per_row() == 0 && p_.q.scratch_per_row() == 0;
-        one_by_one_ = shares_gradients(p_.mods);
-        const index side_by_side = one_by_one_ ? std::min<index>(1, units_) : units_;
-        const index least = side_by_side < 8 ? 256 : 1024;
-        if (units_ > 0 && !orders_all_) parts_ = std::clamp<index>(most / least, 1, std::max<index>(1, enough_tasks / side_by_side));
+        const gradient_sharing shared = sharing();
+        side_by_side_ = std::min(units_, shared.heads ? 1 : shared.sequences ? p_.whole.key_heads : units_);
+        const index least = side_by_side_ < 8 ? 256 : 1024;
+        if (units_ > 0 && !shared.rows) parts_ = std::clamp<index>(most / least, 1, std::max<index>(1, enough_tasks / side_by_side_));
         // One sum for each learned parameter, and one for the accumulator's.
         sums_per_task_ = summed + (learned_accumulator ? 1 : 0);
         sums_bytes_ = page_multiple(static_cast<std::size_t>(units_ * p_.group() * parts_ * sums_per_task_) * sizeof(double));
@@ -66,7 +66,7 @@ public:
         r.query_block = bands_ * width;
         r.key_tile = tile_keys;
         r.key_splits = parts_;
-        r.tasks = (one_by_one_ ? 1 : units_) * parts_;
+        r.tasks = side_by_side_ * parts_;
         r.workspace_bytes = sums_bytes_ + worker_bytes_ * static_cast<std::size_t>(workers) + arena::alignment;
         return r;
     }
@@ -77,15 +77,11 @@ public:
         sums_ = reinterpret_cast<double*>(memory);
         workers_ = memory + sums_bytes_;
         std::fill(sums_, sums_ + units_ * p_.group() * parts_ * sums_per_task_, 0.0);
-        if (one_by_one_) {
-            for (index unit = 0; unit < units_; ++unit)
-                for (index round = 0; round < parts_; ++round)
-                    executor.bulk(parts_, [&](index i, index worker) { work(unit, i, round, worker); });
-        } else {
-            // Where later queries see more keys, the long pieces go first.
+        // Where later queries see more keys, the long pieces go first.
+        for (index first = 0; first < units_; first += side_by_side_) {
+            const index n = std::min(side_by_side_, units_ - first);
             for (index round = 0; round < parts_; ++round)
-                executor.bulk(units_ * parts_,
-                              [&](index task, index worker) { work(task % units_, parts_ - 1 - task / units_, round, worker); });
+                executor.bulk(n * parts_, [&](index task, index worker) { work(first + task % n, parts_ - 1 - task / n, round, worker); });
         }
         hand_out();
     }
@@ -96,21 +92,21 @@ private:
 
     static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
-    // Whether heads share elements of a gradient that is collected pair by pair, so that heads must follow each other.
-    template <class... Mods>
-    bool shares_gradients(const std::tuple<Mods...>& mods) {
-        bool any = false;
+    // Who shares elements of a gradient that is collected pair by pair, and hence must not add at the same time.
+    gradient_sharing sharing() const {
+        gradient_sharing all;
+        extents e = p_.whole;
+        e.batch = sequences_;
         const auto look = [&](const auto& mod) {
-            using Mod = std::remove_cvref_t<decltype(mod)>;
-            if constexpr (is_learned<Mod> && StagedScoreMod<decltype(ask::bind(mod, extents{})), T>) {
-                const auto& s = mod.into.shape;
-                const bool shared = (s[0] == 1 && sequences_ > 1) || (s[1] == 1 && p_.whole.heads > 1);
-                any = any || shared;
-                orders_all_ = orders_all_ || (shared ? s[2] == 1 || s[3] == 1 : s[2] == 1 && s[3] == 1);
+            const auto bound = ask::bind(mod, e);
+            using Mod = std::remove_const_t<decltype(bound)>;
+            if constexpr (is_learned<Mod> && StagedScoreMod<Mod, T>) {
+                const gradient_sharing s = bound.sharing(e);
+                all = {all.sequences || s.sequences, all.heads || s.heads, all.rows || s.rows};
             }
         };
-        std::apply([&](const auto&... m) { (look(m), ...); }, mods);
-        return any;
+        std::apply([&](const auto&... m) { (look(m), ...); }, p_.mods);
+        return all;
     }
 
     // Queries of part i by keys of part (i + round) of one unit.
@@ -293,8 +289,8 @@ private:
     }
 
     const Problem& p_;
-    index bands_ = 1, units_ = 0, sequences_ = 0, parts_ = 1, sums_per_task_ = 0;
-    bool one_by_one_ = false, orders_all_ = false, prefetches_ = false;
+    index bands_ = 1, units_ = 0, side_by_side_ = 0, sequences_ = 0, parts_ = 1, sums_per_task_ = 0;
+    bool prefetches_ = false;
     std::size_t worker_bytes_ = 0, bands_bytes_ = 0, sums_bytes_ = 0;
     double* sums_ = nullptr;
     std::byte* workers_ = nullptr;

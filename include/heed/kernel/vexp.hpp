@@ -29,8 +29,8 @@ inline constexpr T smallest_exponent = std::is_same_v<T, float> ? T(-126) : T(-1
 
 // Coefficients of x^2, x^3 ... of e^x - 1 - x for |x| <= ln(2) / 2, least relative to e^x - 1: 1.3e-8 (float), 1.8e-17 (double).
 template <class T>
-inline constexpr T expm1_coefficients[] = {0.49999998149803618608, 0.16666543423858209551, 0.041667200666714167315,
-                                           0.0083665471716842484678, 0.0013882518965830449427};
+inline constexpr T expm1_coefficients[] = {T(0.49999998149803618608), T(0.16666543423858209551), T(0.041667200666714167315),
+                                           T(0.0083665471716842484678), T(0.0013882518965830449427)};
 template <>
 inline constexpr double expm1_coefficients<double>[] = {
     0.50000000000000051999,    0.16666666666666588966,     0.041666666666576468597,  0.0083333333333897355993, 0.0013888888931666869633,

@@ -52,6 +52,11 @@ struct bias {
                 for (index j = 0; j < t.key_end - t.key_begin; ++j)
                     sums(b, h, t.query_begin - offset + i, t.key_begin + j) += static_cast<G>(rows[j * stride + i]);
         }
+        gradient_sharing sharing(const extents& e) const {
+            const auto shared = [&](int i) { return values.extent(i) == 1; };
+            const bool heads = shared(1) && e.heads > 1;
+            return {shared(0) && e.batch > 1, heads, shared(3) && (heads || shared(2))};
+        }
     };
     bound bind(const extents& e) const { return {broadcasting::broadcast(values), e.offset()}; }
     void check(const char* door, const extents& e) const { broadcasting::check(door, "bias", values, e); }

@@ -2,7 +2,7 @@
 //
 // RowSource: `void rows(sequence, head, first, count, scratch, const T** out)` sets out[i] to row first + i of the sequence; a source
 // whose storage is of another type converts into `scratch` (scratch_per_row elements a row) and points there. Engines read through
-// the pointers and know no layout.
+// the pointers and know no layout. Optional: each_view(f) calls f with every view that is read, for the doors to check.
 #pragma once
 
 #include <heed/tensor/segments.hpp>
@@ -28,6 +28,10 @@ struct strided_rows {
     view<const T, 4> v;
 
     const std::array<index, 4>& shape() const { return v.shape; }
+    template <class F>
+    void each_view(F&& f) const {
+        f(v);
+    }
     index scratch_per_row() const { return 0; }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
         const T* at = v.data + v.offset(batch, head, first, index{0});
