@@ -111,7 +111,7 @@ concept Similarity = requires(const F& f, S s) {
 //   double weigh(b, h, std::span<double> scores)   the definition: scores of one row (natural units, masked keys are -inf) become
 //                                                  weights in place; returns lse
 //   in lanes: `template <class P> struct lanes`, see accumulate/softmax.hpp and engine/strip.hpp
-//   backward: `template <class P> struct gradient`, see accumulate/softmax.hpp and engine/strip_backward.hpp
+//   backward: `template <class P> struct gradient`, see accumulate/softmax.hpp and engine/band.hpp
 // Laws: absorbing nothing changes nothing, merge(A, B) = absorb(A u B) within rounding, an empty row gives weights 0 and lse -inf.
 template <class A>
 concept Accumulator = requires(const A& a, index i, std::span<double> row) {
