@@ -27,14 +27,14 @@ struct probabilities {
         index offset;
 
         template <class U>
-        void observe(index b, index h, const score_tile& t, const U* weights, const U* d_weights, index stride) const {
+        void observe(index b, index h, const score_tile& t, const U* seen, const U* d_seen, index stride) const {
             for (index entry = 0; entry < static_cast<index>(wanted.rows.size()); ++entry) {
                 const index i = wanted.rows[static_cast<std::size_t>(entry)] + offset - t.query_begin;
                 if (i < 0 || i >= t.query_end - t.query_begin) continue;
                 for (index j = 0; j < t.key_end - t.key_begin; ++j) {
-                    wanted.weights(b, h, entry, t.key_begin + j) = static_cast<T>(weights[j * stride + i]);
+                    wanted.weights(b, h, entry, t.key_begin + j) = static_cast<T>(seen[j * stride + i]);
                     if (wanted.d_weights.data != nullptr)
-                        wanted.d_weights(b, h, entry, t.key_begin + j) = static_cast<T>(d_weights[j * stride + i]);
+                        wanted.d_weights(b, h, entry, t.key_begin + j) = static_cast<T>(d_seen[j * stride + i]);
                 }
             }
         }

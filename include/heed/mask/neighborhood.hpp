@@ -116,7 +116,7 @@ struct neighborhood {
                 before = at;
                 advance(at);
             }
-            const index dilation = axes_[N - 1].dilation, length = axes_[N - 1].length, end = std::min(t.key_end, tokens_);
+            const index step = axes_[N - 1].dilation, length = axes_[N - 1].length, end = std::min(t.key_end, tokens_);
             for (index k = t.key_begin; k < end;) {
                 const point key = point_of(k);
                 const index begin = key[N - 1], stop = std::min(length, begin + end - k);
@@ -131,12 +131,12 @@ struct neighborhood {
                     if (!seen) continue;
                     const auto& w = windows[N - 1][i];
                     const index passed = begin - w.first;
-                    const index on = passed <= 0 ? w.first : w.first + (passed + dilation - 1) / dilation * dilation;
+                    const index on = passed <= 0 ? w.first : w.first + (passed + step - 1) / step * step;
                     if (on > w.last || on >= stop) continue;
                     row[on - begin] ^= std::uint64_t{1} << i;
-                    if (w.last + dilation < stop) row[w.last + dilation - begin] ^= std::uint64_t{1} << i;
+                    if (w.last + step < stop) row[w.last + step - begin] ^= std::uint64_t{1} << i;
                 }
-                for (index j = dilation; j < stop - begin; ++j) row[j] ^= row[j - dilation];
+                for (index j = step; j < stop - begin; ++j) row[j] ^= row[j - step];
                 k += stop - begin;
             }
             const index extra = std::max(t.key_begin, tokens_);
