@@ -48,14 +48,14 @@ const result<T>& as_result(const result<T>& r) {
 }
 
 template <class V>
-HEED_ONCE void check_view(const char* door, const char* name, const V& v) {
+HEED_NOINLINE void check_view(const char* door, const char* name, const V& v) {
     for (int i = 0; i < V::rank; ++i) require(v.extent(i) >= 0, door, name, "extent", v.extent(i), "must be at least", 0);
     require(v.data != nullptr || v.empty(), door, name, "must not be null");
     require(reinterpret_cast<std::uintptr_t>(v.data) % alignof(typename V::value_type) == 0, door, name, "address",
             reinterpret_cast<std::uintptr_t>(v.data), "must be a multiple of", alignof(typename V::value_type));
 }
 template <class X, class Y>
-HEED_ONCE void same_extents(const char* door, const char* name, const X& x, const char* other, const Y& y, int rank) {
+HEED_NOINLINE void same_extents(const char* door, const char* name, const X& x, const char* other, const Y& y, int rank) {
     constexpr const char* words[] = {"batch", "heads", "length", "features"};
     for (int i = 0; i < rank; ++i) {
         const auto at = static_cast<std::size_t>(i);
@@ -63,7 +63,7 @@ HEED_ONCE void same_extents(const char* door, const char* name, const X& x, cons
     }
 }
 template <class S>
-HEED_ONCE void check_source(const char* door, const char* name, const S& s) {
+HEED_NOINLINE void check_source(const char* door, const char* name, const S& s) {
     const auto look = [&](const auto& v) {
         check_view(door, name, v);
         require(v.stride(3) == 1 || v.extent(3) <= 1, door, name, "last stride", v.stride(3), "must be", 1);
@@ -73,7 +73,7 @@ HEED_ONCE void check_source(const char* door, const char* name, const S& s) {
 }
 // A view with rows in its third dimension, and `row` elements in each, that is written.
 template <class V>
-HEED_ONCE void check_written(const char* door, const char* name, const V& v, index row) {
+HEED_NOINLINE void check_written(const char* door, const char* name, const V& v, index row) {
     check_view(door, name, v);
     if constexpr (V::rank == 4) require(v.stride(3) == 1 || v.extent(3) <= 1, door, name, "last stride", v.stride(3), "must be", 1);
     for (int i = 0; i < 3; ++i)
@@ -81,7 +81,7 @@ HEED_ONCE void check_written(const char* door, const char* name, const V& v, ind
                 "must not be smaller than a row of", row);
 }
 template <class Written, class S>
-HEED_ONCE void check_apart(const char* door, const char* name, const Written& written, const char* other, const S& read) {
+HEED_NOINLINE void check_apart(const char* door, const char* name, const Written& written, const char* other, const S& read) {
     const auto look = [&](const auto& v) { require(!may_overlap(written, v), door, name, "must not overlap", other); };
     if constexpr (requires { read.each_view(look); })
         read.each_view(look);
@@ -91,7 +91,7 @@ HEED_ONCE void check_apart(const char* door, const char* name, const Written& wr
 
 // Shapes, strides and pointers of what a call reads.
 template <class Problem>
-HEED_ONCE void check_operands(const char* door, const Problem& p) {
+HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     const std::array<index, 4> q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
@@ -103,7 +103,7 @@ HEED_ONCE void check_operands(const char* door, const Problem& p) {
 }
 // Parameters of the policies.
 template <class Problem>
-HEED_ONCE void check_parameters(const char* door, const Problem& p) {
+HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     p.sequences.check(door, p.whole);
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
@@ -119,7 +119,7 @@ HEED_ONCE void check_parameters(const char* door, const Problem& p) {
     }
 }
 template <class Problem>
-HEED_ONCE void check_attention(const char* door, const Problem& p) {
+HEED_NOINLINE void check_attention(const char* door, const Problem& p) {
     const std::array<index, 4> q = p.q.shape();
     check_operands(door, p);
     check_written(door, "out", p.out, p.out.extent(3));

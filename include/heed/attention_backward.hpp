@@ -35,7 +35,7 @@ void clear_learned(const Policy& policy) {
 }
 
 template <class Problem>
-HEED_ONCE void check_backward(const char* door, const Problem& p) {
+HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
     const auto q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
     const std::array<index, 4> out{q[0], q[1], q[2], v[3]};
     check_operands(door, p);

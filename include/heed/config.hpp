@@ -25,8 +25,6 @@
 
 #define HEED_INLINE [[gnu::always_inline]] inline
 #define HEED_NOINLINE [[gnu::noinline]]
-// What runs once a call: small rather than fast, in the machine code and in compile time.
-#define HEED_ONCE [[gnu::cold, gnu::noinline]]
 
 namespace heed {
 inline namespace HEED_ISA {

@@ -34,7 +34,7 @@ private:
 };
 
 template <class... Parts>
-[[noreturn]] HEED_ONCE void refuse(const char* door, const Parts&... parts) {
+[[noreturn, gnu::cold]] HEED_NOINLINE void refuse(const char* door, const Parts&... parts) {
     sentence message(door);
     (message << ... << parts);
     throw std::invalid_argument(message.text());

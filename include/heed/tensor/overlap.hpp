@@ -23,7 +23,7 @@ span_of_bytes reach(const view<T, Rank>& v) {
 }
 // Bytes of the dense rows that a view consists of, and the greatest common divisor of the steps between them, folded into `step`.
 template <class T, int Rank>
-HEED_ONCE std::intptr_t row_bytes(const view<T, Rank>& v, std::intptr_t& step) {
+HEED_NOINLINE std::intptr_t row_bytes(const view<T, Rank>& v, std::intptr_t& step) {
     index row = 1;
     bool taken[Rank] = {};
     for (bool grown = true; grown;) {
@@ -41,7 +41,7 @@ HEED_ONCE std::intptr_t row_bytes(const view<T, Rank>& v, std::intptr_t& step) {
 }  // namespace layout
 
 template <class T, int RankT, class U, int RankU>
-HEED_ONCE bool may_overlap(const view<T, RankT>& a, const view<U, RankU>& b) {
+HEED_NOINLINE bool may_overlap(const view<T, RankT>& a, const view<U, RankU>& b) {
     if (a.empty() || b.empty()) return false;
     const auto x = layout::reach(a), y = layout::reach(b);
     if (x.end <= y.first || y.end <= x.first) return false;
