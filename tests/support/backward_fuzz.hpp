@@ -3,10 +3,9 @@
 //
 // The bound of every gradient, with m the mass of its elements (naive_backward.hpp), s as in attention_fuzz.hpp, eps the type's epsilon:
 //     a call:          error <= 2 * naive error + backward_floor eps m s + what a weight below the smallest number leaves
-//     a pack of calls: rms of error / (eps m s) <= 2 * the same of the naive loop; over six seeds, 600 to 1,800 calls a pack, it was at
-//                      most 1.66 times. One run of n calls scatters around that and may be 4 / sqrt(n) larger, and what few numbers
-//                      say (learned parameters) twice. Calls of fewer than 16 keys are left out of the mean: where one key has all the
-//                      weight, the naive loop is exact by luck. Few calls, as under sanitizers, make no such mean
+//     a pack of calls: rms of error / (eps m s) <= 2 * the same of the naive loop, and modified_scores * it where scores are modified, keys
+//                      are few or probabilities observed: there one seed scatters (up to 2.99 times in 100 calls), while seven seeds
+//                      together were at most 1.77 times for dq, dk and dv of every pack, and 1.53 times for all the rest
 // A share of the calls is repeated on threads, and must give the same bits.
 #pragma once
 
@@ -23,7 +22,7 @@
 
 namespace heed_test {
 
-inline constexpr double backward_floor = 8;
+inline constexpr double backward_floor = 8, modified_scores = 3;
 
 // A policy whose gradient the call asks for, and observers; every run gives them destinations of its own.
 template <class Model>
@@ -265,7 +264,7 @@ std::string compare_backward(random_source& r, const call_shape& s, index sequen
             if (!(distance(reference, exact->sums) <= 1e-10 * std::max(1.0, loop.mass() * scores))) wrong += "the reference is wrong; ";
         }
         if (unit > smallest && std::isfinite(error)) {
-            if (s.keys >= 16) record.add(error, other, unit);
+            record.add(error, other, unit);
             records.floor = std::max(records.floor, (error - 2 * other) / unit);
         }
         if (error <= 2 * other + backward_floor * unit + smallest && std::isfinite(other)) return;
@@ -283,9 +282,10 @@ std::string compare_backward(random_source& r, const call_shape& s, index sequen
     return wrong;
 }
 
-// Draws `count` calls; draw(random, shape, call) makes the policies of one and ends in call(sequences, policies...).
+// Draws `count` calls; draw(random, shape, call) makes the policies of one and ends in call(sequences, policies...). Under sanitizers the
+// calls are too few for a mean.
 template <class T, class Arch = heed::arch::native, class Draw>
-void fuzz_backward(const char* name, int count, bool packed, Draw&& draw) {
+void fuzz_backward(const char* name, int count, bool packed, Draw&& draw, double ratio = 2) {
     count = std::max(1, count / fuzz_divisor);
     backward_records records;
     std::uint64_t stream = 1;
@@ -308,9 +308,7 @@ void fuzz_backward(const char* name, int count, bool packed, Draw&& draw) {
         name, static_cast<unsigned long long>(test_seed()), count, q.engine(), q.naive(), k.engine(), k.naive(), v.engine(), v.naive(),
         rest.engine(), rest.naive(), floor);
     if (fuzz_divisor > 1) return;
-    const double ratio = 2 * (1 + 4 / std::sqrt(count));
-    for (const auto* record : {&q, &k, &v}) CHECK(record->engine() <= ratio * record->naive());
-    CHECK(rest.engine() <= 2 * ratio * rest.naive());
+    for (const auto* record : {&q, &k, &v, &rest}) CHECK(record->engine() <= ratio * record->naive());
 }
 
 }  // namespace heed_test
