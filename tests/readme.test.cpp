@@ -66,6 +66,10 @@ TEST_CASE("the calls of the README") {
                                heed::mask_mod([](auto, auto, auto i, auto j) { return (i >= 7) == (j >= 7) && (i >= 19) == (j >= 19); }));
     CHECK(agrees());
 
+    heed::attention(q, k, v, out, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
+    heed::reference::attention(q, k, v, wanted, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
+    CHECK(agrees());
+
     const heed::attention_plan plan = heed::plan(q, k, v, out, heed::causal, pool);
     std::vector<std::byte> memory(plan.workspace_bytes);
     heed::attention(q, k, v, out, heed::causal, pool, heed::workspace{memory}, heed::require_fast{});

@@ -26,6 +26,18 @@ struct score_tile {
     index query_begin = 0, query_end = 0, key_begin = 0, key_end = 0;
 };
 
+// Any queries, in key coordinates, by any keys; both ascend within every run of neighbours, keys altogether.
+struct pair_lists {
+    const index* queries;
+    const index* keys;
+    int query_count, key_count;
+};
+
+// What the engine of a call works with: queries of a strip, in lanes, of a vector, and of a block, at most.
+struct tiling {
+    int strip = 32, vector = 16, block = 256;
+};
+
 struct key_run {
     index begin = 0, end = 0;
     constexpr bool empty() const { return begin >= end; }
@@ -42,6 +54,15 @@ enum class coverage { empty, partial, full };
 //                                               queries, of which there are at most 64; without it `allows` is asked for every pair
 //   auto bind(extents)                          the mask for one sequence; without it the mask is used as it is
 //   void check(const char* door, extents)       throws std::invalid_argument for parameters that do not fit the extents
+// A mask whose windows are compact in another order than that of the rows (patches of a grid, dilation groups) is an OrderedMask too:
+//   auto order(tiling)                          which queries are taken together; depends on the mask's own parameters alone
+//       index blocks()                          how many blocks there are; every query is in one of them
+//       int block(i, index* rows)               the query rows of block i, counted from 0; may be none
+//       int most()                              rows of the largest block, at most tiling.block
+//     and bound to a sequence
+//   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
+//                                               writes the next ones, ascending, and returns their number, 0 at the end
+//   auto look(b, h, queries, n)                 at most 64 queries, kept over many tiles: bits(keys, count, rows) as `bits` above
 // Laws, for every tile: empty => none allowed, full => all allowed, every allowed key is in a run, runs ascend, bits equal allows.
 // Smallest model: struct all { using axis = axes::mask; bool allows(index, index, index, index) const { return true; } };
 template <class M>
@@ -55,6 +76,11 @@ concept ClassifiedMask = Mask<M> && requires(const M& m, index i, score_tile t) 
 template <class M>
 concept RunMask = Mask<M> && requires(const M& m, index i) {
     { m.keys(i, i, i, i, i) } -> std::same_as<key_run>;
+};
+template <class M>
+concept OrderedMask = Mask<M> && requires(const M& m, index i, const index* queries, index* keys, std::uint64_t* rows) {
+    m.look(i, i, queries, 1).bits(queries, 1, rows);
+    { m.visit(i, i, queries, 1, i, i)(keys, 1) } -> std::same_as<int>;
 };
 template <class M>
 concept BitMask = Mask<M> && requires(const M& m, index i, score_tile t, std::uint64_t* rows) { m.bits(i, i, t, rows); };
@@ -174,6 +200,46 @@ void bits(const M& m, index b, index h, const score_tile& t, std::uint64_t* rows
             rows[k - t.key_begin] = row;
         }
     }
+}
+// f(query number, key number, tile) for every rectangle of neighbouring queries and neighbouring keys.
+template <class F>
+void rectangles(const pair_lists& p, F&& f) {
+    const auto run_end = [](const index* list, int count, int i) {
+        do ++i;
+        while (i < count && list[i] == list[i - 1] + 1);
+        return i;
+    };
+    for (int q = 0, q_end = 0; q < p.query_count; q = q_end) {
+        q_end = run_end(p.queries, p.query_count, q);
+        for (int k = 0, k_end = 0; k < p.key_count; k = k_end) {
+            k_end = run_end(p.keys, p.key_count, k);
+            f(q, k, score_tile{p.queries[q], p.queries[q_end - 1] + 1, p.keys[k], p.keys[k_end - 1] + 1});
+        }
+    }
+}
+// What a mask in the order of rows says about queries in another.
+template <class M>
+struct scattered_look {
+    const M* mask;
+    index batch, head;
+    const index* queries;
+    int count;
+
+    void bits(const index* keys, int key_count, std::uint64_t* rows) const {
+        for (int i = 0; i < key_count; ++i) rows[i] = 0;
+        rectangles({queries, keys, count, key_count}, [&](int q, int k, const score_tile& tile) {
+            std::uint64_t part[64];
+            ask::bits(*mask, batch, head, tile, part);
+            for (index j = 0; j < tile.key_end - tile.key_begin; ++j) rows[k + j] |= part[j] << q;
+        });
+    }
+};
+template <class M>
+auto look(const M& m, index b, index h, const index* queries, int count) {
+    if constexpr (OrderedMask<M>)
+        return m.look(b, h, queries, count);
+    else
+        return scattered_look<M>{&m, b, h, queries, count};
 }
 template <class F, class T>
 void factors(const F& f, index b, index h, const score_tile& t, T* rows, index stride) {

@@ -1,5 +1,5 @@
 // check_case(folder, paper): runs a case in double and in float, its inputs rounded to float, and compares every array that meta.txt
-// expects and every gradient.
+// expects and every gradient. A case whose operator is to come later is skipped.
 #pragma once
 
 #include "case.hpp"
@@ -17,6 +17,7 @@ namespace golden {
 struct report {
     double in_double = 0, in_float = 0;  // largest difference, as a part of the one allowed
     std::vector<std::string> complaints;
+    std::string skipped = {};  // the operator, if heed does not have it yet
 };
 
 namespace checking {
@@ -60,6 +61,10 @@ inline report check_case(const std::filesystem::path& folder, const paper& p) {
         const golden_case c(folder);
         const std::string& text = c.line("operator");
         const handler* h = p.find(text);
+        if (h == nullptr && p.is_later(text)) {
+            r.skipped = text;
+            return r;
+        }
         if (h == nullptr) throw failure("no handler for operator '" + text + "'");
         checking::run(c, h->in_double, problem<double>(c), "double", r.in_double, r.complaints);
         checking::run(c, h->in_float, problem<float>(c), "float", r.in_float, r.complaints);

@@ -246,6 +246,23 @@ TEST_CASE("operators and arrays that no handler knows are failures") {
     CHECK_THAT(t.complaint(), contains_text("other in double: no handler of this operator computes it"));
 }
 
+TEST_CASE("cases of operators that are to come later are skipped, and no others") {
+    sample s;
+    s.replace("operator = double x", "operator = triple x");
+    std::ofstream(s.folder / "meta.txt") << s.meta;
+    const auto skipped = [&](const std::vector<std::string>& later) {
+        const golden::report r = golden::check_case(s.folder, {"sample", {{"half", [](const auto&) { return golden::answers(); }}}, later});
+        CHECK(r.complaints.empty() == !r.skipped.empty());
+        return r.skipped;
+    };
+    CHECK(skipped({"quarter", "triple"}) == "triple x, whole part of x");
+    CHECK(skipped({"quarter"}).empty());
+    const golden::report handled =
+        golden::check_case(s.folder, {"sample", {{"triple", [](const auto&) { return golden::answers(); }}}, {"triple x"}});
+    CHECK(handled.skipped.empty());
+    CHECK_THAT(handled.complaints.at(0), contains_text("no handler of this operator computes it"));
+}
+
 TEST_CASE("the longest fitting beginning of an operator wins") {
     const auto none = [](const auto&) { return golden::answers(); };
     const golden::paper p{"sample", {{"attention", none}, {"attention, causal", none}, {"other", none}}};

@@ -49,6 +49,13 @@ tensor<T> as_tensor(const Eigen::MatrixBase<Derived>& m, extents_list shape) {
     return t;
 }
 
+// An array of a case and its gradient.
+template <class T>
+struct parameter {
+    tensor<T> value, gradient;
+    explicit parameter(tensor<T> v) : value(std::move(v)), gradient(value.shape) {}
+};
+
 // a b'
 template <class T>
 matrix<T> times_transposed(const matrix_ref<T>& a, const matrix_ref<T>& b) {
@@ -88,6 +95,44 @@ matrix<T> layer_norm_backward(const matrix<T>& x, const matrix_map<T>& gain, dou
     const matrix<T> along = d_normal.cwiseProduct(normal).rowwise().mean();
     const matrix<T> across = (d_normal.colwise() - d_normal.rowwise().mean()).array() - normal.array().colwise() * along.col(0).array();
     return across.array().colwise() / deviation.col(0).array();
+}
+
+// f(row of the output, row of the input, tap) for a 3 x 3 convolution of maps with zeros around them.
+template <class F>
+void each_tap(index maps, index height, index width, F&& f) {
+    for (index m = 0; m < maps; ++m)
+        for (index y = 0; y < height; ++y)
+            for (index x = 0; x < width; ++x)
+                for (index tap = 0; tap < 9; ++tap) {
+                    const index from_y = y + tap / 3 - 1, from_x = x + tap % 3 - 1;
+                    if (from_y < 0 || from_y >= height || from_x < 0 || from_x >= width) continue;
+                    f((m * height + y) * width + x, (m * height + from_y) * width + from_x, tap);
+                }
+}
+// Every channel by itself; weight is (C, 1, 3, 3), and the rows are maps of height x width tokens.
+template <class T>
+matrix<T> depthwise_conv(const matrix<T>& x, index height, index width, const tensor<T>& weight, const matrix_map<T>& bias) {
+    const matrix_map<T> taps(weight.data(), x.cols(), 9);
+    matrix<T> y = bias.row(0).replicate(x.rows(), 1);
+    each_tap(x.rows() / (height * width), height, width, [&](index to, index from, index tap) {
+        for (index c = 0; c < x.cols(); ++c) y(to, c) += taps(c, tap) * x(from, c);
+    });
+    return y;
+}
+template <class T>
+matrix<T> depthwise_conv_backward(const matrix<T>& x, index height, index width, const tensor<T>& weight, const matrix<T>& d_y,
+                                  tensor<T>& d_weight, matrix_into<T> d_bias) {
+    const matrix_map<T> taps(weight.data(), x.cols(), 9);
+    matrix_into<T> d_taps(d_weight.data(), x.cols(), 9);
+    matrix<T> d_x = matrix<T>::Zero(x.rows(), x.cols());
+    d_bias += d_y.colwise().sum();
+    each_tap(x.rows() / (height * width), height, width, [&](index to, index from, index tap) {
+        for (index c = 0; c < x.cols(); ++c) {
+            d_x(from, c) += taps(c, tap) * d_y(to, c);
+            d_taps(c, tap) += x(from, c) * d_y(to, c);
+        }
+    });
+    return d_x;
 }
 
 template <class T>

@@ -1,12 +1,14 @@
-// register_paper(number, name, operators): what a file in tests/papers tells the runner.
+// register_paper(number, name, operators, later): what a file in tests/papers tells the runner.
 //
 // An operator is the text, or its beginning, of the `operator` line in meta.txt, and a function that takes problem<double> and
 // problem<float> alike and returns arrays by the names that meta.txt gives them: all that its lines `expected` and `gradients` list.
+// `later` holds the beginnings of operators that heed does not have yet; their cases are skipped and named, all others must be handled.
 #pragma once
 
 #include "array.hpp"
 #include "case.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <string>
@@ -30,6 +32,7 @@ struct handler {
 struct paper {
     std::string name;
     std::vector<handler> operators;
+    std::vector<std::string> later = {};
 
     // The handler with the longest beginning that fits, or null.
     const handler* find(std::string_view text) const {
@@ -38,6 +41,9 @@ struct paper {
             if (text.starts_with(h.beginning) && (best == nullptr || h.beginning.size() > best->beginning.size())) best = &h;
         return best;
     }
+    bool is_later(std::string_view text) const {
+        return std::any_of(later.begin(), later.end(), [&](const std::string& beginning) { return text.starts_with(beginning); });
+    }
 };
 
 inline std::map<int, paper>& papers() {
@@ -45,8 +51,8 @@ inline std::map<int, paper>& papers() {
     return all;
 }
 
-inline bool register_paper(int number, std::string name, std::vector<handler> operators) {
-    return papers().emplace(number, paper{std::move(name), std::move(operators)}).second;
+inline bool register_paper(int number, std::string name, std::vector<handler> operators, std::vector<std::string> later = {}) {
+    return papers().emplace(number, paper{std::move(name), std::move(operators), std::move(later)}).second;
 }
 
 }  // namespace golden

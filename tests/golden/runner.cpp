@@ -77,9 +77,14 @@ int main(int argc, char** argv) {
         return 0;
     }
 
-    int failed = 0;
+    int failed = 0, skipped = 0;
     for (const found_case& c : cases) {
         const golden::report r = golden::check_case(c.folder, papers.at(c.paper));
+        if (!r.skipped.empty()) {
+            ++skipped;
+            std::printf("%-52s skipped: its operator is not covered yet (%s)\n", c.name.c_str(), r.skipped.c_str());
+            continue;
+        }
         const bool ok = r.complaints.empty();
         failed += !ok;
         std::printf("%-52s %s   of the tolerance: double %.2g, float %.2g\n", c.name.c_str(), ok ? "ok    " : "FAILED", r.in_double,
@@ -91,6 +96,8 @@ int main(int argc, char** argv) {
             ++failed;
             std::printf("paper %d: no case under %s\n", number, dir.c_str());
         }
-    std::printf("%zu cases, %d failed\n", cases.size(), failed);
+    std::printf("%zu cases, %d failed", cases.size(), failed);
+    if (skipped > 0) std::printf(", %d skipped", skipped);
+    std::printf("\n");
     return failed == 0 ? 0 : 1;
 }

@@ -20,7 +20,7 @@ int wrong_shapes(T factor) {
                 to(static_cast<std::size_t>((columns + 1) * to_stride), untouched);
             std::iota(from.begin(), from.end(), T(1));
             const auto row = [&](heed::index r) { return from.data() + (r * 7 % (rows % 7 == 0 ? rows + 1 : rows)) * (columns + gap); };
-            heed::transpose_into(row, rows, columns, to.data(), to_stride, factor);
+            heed::transpose_into(row, rows, columns, heed::rows_apart<T>{to.data(), to_stride}, factor);
             bool right = true;
             for (heed::index c = 0; c <= columns; ++c)
                 for (heed::index r = 0; r < to_stride; ++r) {

@@ -1,4 +1,5 @@
 #include "laws/mask.hpp"
+#include "laws/order.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
 #include "support/tensors.hpp"
@@ -129,10 +130,12 @@ TEST_CASE("every small axis is seen as the paper says, and keeps the laws") {
             INFO(text(n));
             REQUIRE(as_in_paper(n));
             if (length <= 10) REQUIRE(laws::check_mask(n, extents_of(n)));
+            REQUIRE(laws::check_order(n, extents_of(n), {8, 4, 16}));
             n.extra_tokens = 1 + length % 3;
             if (length <= 7) {
                 REQUIRE(as_in_paper(n));
                 REQUIRE(laws::check_mask(n, extents_of(n)));
+                REQUIRE(laws::check_order(n, extents_of(n), {4, 2, 8}));
             }
         });
 }
@@ -163,6 +166,11 @@ TEST_CASE("drawn grids of one to three axes are seen as the paper says, and keep
         REQUIRE(laws::check_mask(one, extents_of(one)));
         REQUIRE(laws::check_mask(two, extents_of(two)));
         REQUIRE(laws::check_mask(three, extents_of(three)));
+        REQUIRE(laws::check_order(one, extents_of(one)));
+        REQUIRE(laws::check_order(two, extents_of(two)));
+        REQUIRE(laws::check_order(three, extents_of(three)));
+        REQUIRE(laws::check_order(two & heed::causal, extents_of(two)));
+        REQUIRE(laws::check_order(heed::causal & three, extents_of(three)));
     }
 }
 

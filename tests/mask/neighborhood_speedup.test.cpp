@@ -2,6 +2,7 @@
 
 #include <heed/mask/neighborhood_speedup.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <stdexcept>
@@ -52,4 +53,27 @@ TEST_CASE("the simulator refuses what a neighborhood refuses, and empty tiles") 
                       "heed::neighborhood_speedup: neighborhood axis (0) query_tile (0) must be at least (1)");
     CHECK_THROWS_WITH(neighborhood_speedup<1>({8}, {4}, {1}, {1}, {}, {4}, {-2}),
                       "heed::neighborhood_speedup: neighborhood axis (0) key_tile (-2) must be at least (1)");
+}
+
+TEST_CASE("the prediction for the engine's own tiles is the mean number of keys that they meet") {
+    for (const heed::index stride : {1, 2, 5})
+        for (const heed::index dilation : {1, 2}) {
+            const heed::neighborhood<2> n{
+                .grid = {24, 20}, .kernel_size = {5, 5}, .stride = {stride, stride}, .dilation = {1, dilation}, .is_causal = {false, true}};
+            const heed::tiling tiles{16, 8, 16};
+            const auto order = n.order(tiles);
+            const auto mask = n.bind({1, 1, 1, n.tokens(), n.tokens()});
+            double tiles_met = 0, keys_met = 0;
+            for (heed::index i = 0; i < order.blocks(); ++i) {
+                heed::index queries[16];
+                const int count = order.block(i, queries);
+                for (heed::index k = 0; k < n.tokens(); ++k)
+                    keys_met += std::any_of(queries, queries + count, [&](heed::index q) { return mask.allows(0, 0, q, k); }) ? 1 : 0;
+                tiles_met += count > 0 ? 1 : 0;
+            }
+            const double dense = static_cast<double>(n.tokens()) * tiles_met;
+            CHECK(std::abs(neighborhood_speedup(n, tiles).mean_tile - dense / keys_met) < 1e-9);
+        }
+    heed::neighborhood<1> bad{.grid = {8}, .kernel_size = {9}};
+    CHECK_THROWS_AS(neighborhood_speedup(bad, heed::tiling{}), std::invalid_argument);
 }

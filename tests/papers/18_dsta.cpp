@@ -24,13 +24,6 @@ heed::view<T, 4> heads_of(T* first, const sequences& s, index heads, index featu
     return {first, {s.count, heads, s.length, features}, {s.apart * row, features, s.step * row, 1}};
 }
 
-// An array of the case and its gradient.
-template <class T>
-struct parameter {
-    tensor<T> value, gradient;
-    explicit parameter(tensor<T> v) : value(std::move(v)), gradient(value.shape) {}
-};
-
 // Pre-norm transformer blocks with fused projections and one LayerNorm behind them.
 template <class T>
 class transformer {

@@ -180,11 +180,22 @@ struct softmax_lanes {
     void merge(const softmax_lanes& other, T* mine, T* theirs) {
         for (index i = 0; i < stride_; ++i) {
             const bool here = top_[i] > none || sum_[i] != sum_[i], there = other.top_[i] > none || other.sum_[i] != other.sum_[i];
-            const T reference = !here ? -other.start_[i] : !there ? -start_[i] : std::max(-start_[i], -other.start_[i]);
-            mine[i] = here ? std::exp2(-start_[i] - reference) : T{0};
-            theirs[i] = there ? std::exp2(-other.start_[i] - reference) : T{0};
-            const T own = here ? top_[i] - start_[i] : none, new_top = there ? std::max(own, other.top_[i] - other.start_[i]) : own;
-            sum_[i] = (here ? sum_[i] * mine[i] : T{0}) + (there ? other.sum_[i] * theirs[i] : T{0});
+            // A part that saw nothing changes no bit of the other.
+            if (!here || !there) {
+                mine[i] = here ? T{1} : T{0};
+                theirs[i] = there ? T{1} : T{0};
+                if (there) {
+                    start_[i] = other.start_[i];
+                    top_[i] = other.top_[i];
+                    sum_[i] = other.sum_[i];
+                }
+                continue;
+            }
+            const T reference = std::max(-start_[i], -other.start_[i]);
+            mine[i] = std::exp2(-start_[i] - reference);
+            theirs[i] = std::exp2(-other.start_[i] - reference);
+            const T new_top = std::max(top_[i] - start_[i], other.top_[i] - other.start_[i]);
+            sum_[i] = sum_[i] * mine[i] + other.sum_[i] * theirs[i];
             start_[i] = -reference;
             top_[i] = new_top - reference;
         }

@@ -5,6 +5,7 @@
 // and dO are copied once into panels as wide as a register tile. P comes from lse; nothing of a row outlives its tile but dQ.
 #pragma once
 
+#include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/score_chain.hpp>
@@ -42,7 +43,11 @@ struct backward_tile_memory {
     T *key_square, *d_key_square;
     T *key_scratch, *value_scratch;
     const T **key_rows, **value_rows, **rows, **next_rows;
+    T** written;
+    index *keys, *next_keys;        // positions
+    index *queries, *next_queries;  // rows of the block and of the next one
     std::uint64_t* bits;
+    finiteness* keys_finite;
     // Gradients of the tile's keys and values, in place or in the padded rows.
     T *d_key = nullptr, *d_value = nullptr;
     index d_key_stride = 0, d_value_stride = 0;
@@ -59,6 +64,8 @@ public:
     using similarity_type = typename Problem::similarity_type;
     using accumulator_type = typename Problem::accumulator_type;
     using rule = typename accumulator_type::template gradient<P>;
+    using arranged = arrangement<typename Problem::mask_type>;
+    using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
     static constexpr int strips = (64 + lanes - 1) / lanes;
     static constexpr int width = strips * lanes;  // queries of a band
@@ -111,19 +118,25 @@ public:
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
                 a.take<const T*>(std::max<index>(4 * tile_keys, 4 * most_bands * width)),
-                a.take<std::uint64_t>(tile_keys)};
+                a.take<T*>(lanes),
+                a.take<index>(tile_keys),
+                a.take<index>(tile_keys),
+                a.take<index>(most_bands * width),
+                a.take<index>(most_bands * width),
+                a.take<std::uint64_t>(tile_keys),
+                a.take<finiteness>(1)};
     }
 
     // The tile memory outlives the band.
     band(const Problem& p, const band_memory<T>& b, const backward_tile_memory<T>& t) : p_(p), b_(b), t_(t) {}
 
-    // Which queries these are: rows [first, first + count) of the sequence; `position` is that of the first, in key coordinates.
-    void place(const sequence& seq, index head, index first, index position, int count) {
+    // Which queries these are: rows of the sequence, whose first one stands at `offset`.
+    void place(const sequence& seq, index head, const index* queries, int count, index offset) {
         seq_ = seq;
         head_ = head;
-        first_ = first;
-        position_ = position;
+        for (int i = 0; i < count; ++i) positions_[i] = queries[i] + offset;
         count_ = count;
+        to_row_ = seq.query_begin - offset;
     }
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
     int steps() const { return (count_ + lanes - 1) / lanes * static_cast<int>(tile_keys / shape::most_rows); }
@@ -133,7 +146,7 @@ public:
     double parameter_gradient() {
         double sum = 0;
         for (int i = 0; i < count_; ++i) {
-            const index row = seq_.query_begin + first_ + i;
+            const index row = row_of(i);
             const T lse = p_.lse(seq_.batch, head_, row);
             if (lse == none) continue;
             // A row that sees its sink alone has output 0, whatever the gradient of that output is.
@@ -144,18 +157,18 @@ public:
         return sum;
     }
 
-    // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq.
-    HEED_NOINLINE void begin(bool fresh) {
+    // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. The mask outlives the keys that follow.
+    HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch) {
         const index depth = p_.depth(), values = p_.width();
         const T fold = plain ? static_cast<T>(p_.scale) : T{1};
         const double unit = scaled_query ? p_.scale * (folded ? accumulator_type::unit : 1) : 1;
         const T start_unit = folded ? static_cast<T>(accumulator_type::unit) : T{1};
-        finite_ = unknown;
+        finite_ = finiteness::unknown;
         for (int s = 0; s < strips; ++s) {
             const int count = count_of(s);
             if (count == 0) break;
             const int base = s * lanes;
-            const index row = seq_.query_begin + first_ + base;
+            looks_[s].make([&] { return arranged::look(mask, batch, head_, positions_ + base, count); });
             T* query = b_.query + base * depth;
             T* d_out = b_.d_out + base * values;
             T* d_query = b_.d_query + base * depth;
@@ -167,15 +180,17 @@ public:
             // A row that saw no key has no gradient, whatever it holds.
             bool alive[lanes], all_alive = true;
             for (int i = 0; i < lanes; ++i) {
-                const T lse = i < count ? p_.lse(seq_.batch, head_, row + i) : T{0};
+                const T lse = i < count ? p_.lse(seq_.batch, head_, row_of(base + i)) : T{0};
                 alive[i] = lse != none;
                 all_alive = all_alive && alive[i];
                 b_.start[base + i] = alive[i] ? rule::start(lse) * start_unit : T{0};
                 b_.offset[base + i] = i < count && alive[i] ? rule::offset(delta(base + i)) * fold : T{0};
-                if constexpr (mods > 0) b_.query_position[base + i] = static_cast<T>(position_ + base + std::min(i, count - 1));
+                if constexpr (mods > 0) b_.query_position[base + i] = static_cast<T>(positions_[base + std::min(i, count - 1)]);
             }
-            p_.q.rows(seq_.batch, head_, row, count, t_.key_scratch, t_.rows);
-            for (int i = 0; i < count; ++i) t_.key_rows[i] = &p_.d_out(seq_.batch, head_, row + i, 0);
+            arranged::runs(positions_ + base, count, [&](int i, int n) {
+                p_.q.rows(seq_.batch, head_, row_of(base + i), n, t_.key_scratch + i * p_.q.scratch_per_row(), t_.rows + i);
+            });
+            for (int i = 0; i < count; ++i) t_.key_rows[i] = &p_.d_out(seq_.batch, head_, row_of(base + i), 0);
             if (!all_alive) {
                 std::fill(t_.d_value_rows, t_.d_value_rows + values, T{0});
                 std::fill(t_.d_key_rows, t_.d_key_rows + depth, T{0});
@@ -185,12 +200,14 @@ public:
                         t_.key_rows[i] = t_.d_value_rows;
                     }
             }
-            transpose_into(rows_at<T>{t_.rows}, count, depth, query, lanes, static_cast<T>(unit));
-            transpose_into(rows_at<T>{t_.key_rows}, count, values, d_out, lanes, fold);
+            transpose_into(rows_at<const T>{t_.rows}, count, depth, rows_apart<T>{query, lanes}, static_cast<T>(unit));
+            transpose_into(rows_at<const T>{t_.key_rows}, count, values, rows_apart<T>{d_out, lanes}, fold);
             panels::pack(t_.rows, base, count, depth, b_.query_panels, width);
             panels::pack(t_.key_rows, base, count, values, b_.d_out_panels, width);
-            if (!fresh)
-                transpose_into(rows_apart<T>{&p_.dq(seq_.batch, head_, row, 0), p_.dq.stride(2)}, count, depth, d_query, lanes, T{1});
+            if (!fresh) {
+                for (int i = 0; i < count; ++i) t_.rows[i] = &p_.dq(seq_.batch, head_, row_of(base + i), 0);
+                transpose_into(rows_at<const T>{t_.rows}, count, depth, rows_apart<T>{d_query, lanes}, T{1});
+            }
             if constexpr (squares) {
                 std::fill(b_.query_square + base, b_.query_square + base + lanes, T{0});
                 std::fill(b_.d_query_square + base, b_.d_query_square + base + lanes, T{0});
@@ -201,36 +218,35 @@ public:
         std::fill(b_.sums, b_.sums + summed * width, T{0});
     }
 
-    // Takes in keys [key, key + count) of the sequence, whose rows and gradients are in the tile memory.
-    template <class Mask, class Mods, class Weight, class Observers>
-    void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
-                const Observers& observers, row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
+    // Takes in `count` keys, whose positions, rows and gradients are in the tile memory.
+    template <class Mods, class Weight, class Observers>
+    void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, const Observers& observers,
+                row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         bool whole = count % shape::most_rows == 0;
+        for (int s = 0; s < strips && count_of(s) > 0; ++s)
+            whole = whole && arranged::classify(*looks_[s], t_.keys, count) == coverage::full;
         for (int s = 0; s < strips && count_of(s) > 0; ++s) {
-            const score_tile tile{position_ + s * lanes, position_ + s * lanes + count_of(s), key, key + count};
-            whole = whole && ask::classify(mask, batch, head_, tile) == coverage::full;
-        }
-        for (int s = 0; s < strips && count_of(s) > 0; ++s) {
-            const score_tile tile{position_ + s * lanes, position_ + s * lanes + count_of(s), key, key + count};
-            const coverage seen = whole ? coverage::full : ask::classify(mask, batch, head_, tile);
+            [[maybe_unused]] const pair_lists tile{positions_ + s * lanes, t_.keys, count_of(s), count};
+            const coverage seen = whole ? coverage::full : arranged::classify(*looks_[s], t_.keys, count);
             if (seen == coverage::empty) continue;
             segment_list segments;
-            const int n = cut<P>(seen, batch, head_, tile, mask, t_.bits, segments);
+            const int n =
+                cut<P>(seen, count_of(s), count, [&](std::uint64_t* bits) { looks_[s]->bits(t_.keys, count, bits); }, t_.bits, segments);
             if (n == 0) continue;
             strip_ = s;
             stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
-            if constexpr (weighted) ask::factors(weight, batch, head_, tile, t_.factors, static_cast<index>(width));
+            if constexpr (weighted) arranged::factors(weight, batch, head_, tile, t_.factors, static_cast<index>(width));
             for (int i = 0; i < n; ++i) {
                 for_steps<P>(segments[i], [&](auto v, const tile_segment& part) {
                     constexpr int N = decltype(v)::value;
                     if (part.masked)
-                        pairs<N, true>(part, batch, key, mods_of_sequence);
+                        pairs<N, true>(part, batch, mods_of_sequence);
                     else
-                        pairs<N, false>(part, batch, key, mods_of_sequence);
+                        pairs<N, false>(part, batch, mods_of_sequence);
                 });
-                if (segments[i].masked && !all_finite<P>(t_.key_rows, segments[i].begin, segments[i].count, p_.depth()))
+                if (segments[i].masked && !tile_finite<P>(*t_.keys_finite, t_.key_rows, count, p_.depth()))
                     d_query_one_by_one(segments[i]);
                 else
                     for_steps<P>(segments[i], [&](auto v, const tile_segment& part) { add_d_query<decltype(v)::value>(part); });
@@ -246,8 +262,11 @@ public:
             if constexpr (observed) {
                 clear_uncovered(t_.seen, count, segments, n);
                 clear_uncovered(t_.d_seen, count, segments, n);
-                std::apply([&](const auto&... o) { (o.observe(batch, head_, tile, t_.seen, t_.d_seen, static_cast<index>(width)), ...); },
-                           observers);
+                std::apply(
+                    [&](const auto&... o) {
+                        (arranged::observe(o, batch, head_, tile, t_.seen, t_.d_seen, static_cast<index>(width)), ...);
+                    },
+                    observers);
             }
         }
         if (whole) add_d_keys(0, count, 0, count_);
@@ -258,17 +277,17 @@ public:
         const index depth = p_.depth();
         for (int s = 0; s < strips && count_of(s) > 0; ++s) {
             const int count = count_of(s), base = s * lanes;
-            const index row = seq_.query_begin + first_ + base;
             T* d_query = b_.d_query + base * depth;
             if constexpr (squares)
                 for (int i = 0; i < count; ++i)
                     for (index d = 0; d < depth && b_.d_query_square[base + i] != 0; ++d)
                         d_query[d * lanes + i] += 2 * b_.d_query_square[base + i] * b_.query[base * depth + d * lanes + i];
             for (int i = 0; i < count; ++i)
-                if (p_.lse(seq_.batch, head_, row + i) == none)
+                if (p_.lse(seq_.batch, head_, row_of(base + i)) == none)
                     for (index d = 0; d < depth; ++d) d_query[d * lanes + i] = 0;
-            if (depth > 0)
-                transpose_into(rows_apart<T>{d_query, lanes}, depth, count, &p_.dq(seq_.batch, head_, row, 0), p_.dq.stride(2), T{1});
+            if (depth == 0) continue;
+            for (int i = 0; i < count; ++i) t_.written[i] = &p_.dq(seq_.batch, head_, row_of(base + i), 0);
+            transpose_into(rows_apart<const T>{d_query, lanes}, depth, count, rows_at<T>{t_.written}, T{1});
         }
         for (int n = 0; n < summed; ++n)
             for (int i = 0; i < count_; ++i) sums[n] += static_cast<double>(b_.sums[n * width + i]);
@@ -276,9 +295,10 @@ public:
 
 private:
     static constexpr T none = -std::numeric_limits<T>::infinity();
+    index row_of(int i) const { return positions_[i] + to_row_; }
     // Sum of weight times its gradient over the row's keys, less the gradient of lse.
     T delta(int i) const {
-        const index row = seq_.query_begin + first_ + i;
+        const index row = row_of(i);
         const T* o = &p_.out(seq_.batch, head_, row, 0);
         const T* g = &p_.d_out(seq_.batch, head_, row, 0);
         P lanes_of_sum(0);
@@ -291,25 +311,26 @@ private:
     T d_lse(index row) const { return p_.d_lse.data == nullptr ? T{0} : p_.d_lse(seq_.batch, head_, row); }
 
     bool rows_finite() {
-        if (finite_ == unknown) {
+        if (finite_ == finiteness::unknown) {
             const T* rows[] = {b_.query, b_.d_out};
             const index used = (count_ + lanes - 1) / lanes * lanes;
-            finite_ = all_finite<P>(rows, 0, 1, used * p_.depth()) && all_finite<P>(rows, 1, 1, used * p_.width()) ? finite : not_finite;
+            finite_ = all_finite<P>(rows, 0, 1, used * p_.depth()) && all_finite<P>(rows, 1, 1, used * p_.width()) ? finiteness::finite
+                                                                                                                   : finiteness::not_finite;
         }
-        return finite_ == finite;
+        return finite_ == finiteness::finite;
     }
 
     T* weights_at(int row, index at) const { return t_.weights + row * width + strip_ * lanes + at; }
     T* d_scores_at(int row, index at) const { return t_.d_scores + row * width + strip_ * lanes + at; }
 
     template <class Mods, std::size_t... I>
-    void stage([[maybe_unused]] index batch, [[maybe_unused]] const score_tile& tile, [[maybe_unused]] const Mods& bound,
+    void stage([[maybe_unused]] index batch, [[maybe_unused]] const pair_lists& tile, [[maybe_unused]] const Mods& bound,
                std::index_sequence<I...>) {
         [[maybe_unused]] T* at = t_.staged;
         (
             [&] {
                 if constexpr (chain::template is_staged<std::tuple_element_t<I, Mods>>) {
-                    std::get<I>(bound).stage(batch, head_, tile, at, static_cast<index>(width));
+                    arranged::stage(std::get<I>(bound), batch, head_, tile, at, static_cast<index>(width));
                     at += tile_keys * width;
                 }
             }(),
@@ -317,15 +338,15 @@ private:
     }
     // The staged rows of learned modifications hold gradients by now.
     template <class Mods, std::size_t... I>
-    void collect(index batch, const score_tile& tile, const Mods& bound, const segment_list& segments, int n, std::index_sequence<I...>) {
+    void collect(index batch, const pair_lists& tile, const Mods& bound, const segment_list& segments, int n, std::index_sequence<I...>) {
         T* at = t_.staged;
         (
             [&] {
                 using Mod = std::tuple_element_t<I, Mods>;
                 if constexpr (chain::template is_staged<Mod>) {
                     if constexpr (is_learned<Mod>) {
-                        clear_uncovered(at, static_cast<int>(tile.key_end - tile.key_begin), segments, n);
-                        std::get<I>(bound).collect(batch, head_, tile, at, static_cast<index>(width), std::get<I>(bound).into);
+                        clear_uncovered(at, tile.key_count, segments, n);
+                        arranged::collect(std::get<I>(bound), batch, head_, tile, at, static_cast<index>(width), std::get<I>(bound).into);
                     }
                     at += tile_keys * width;
                 }
@@ -347,7 +368,7 @@ private:
 
     // P^T and dS^T of a segment.
     template <int N, bool Masked, class Mods>
-    HEED_NOINLINE void pairs(const tile_segment& s, index batch, index key, const Mods& bound) {
+    HEED_NOINLINE void pairs(const tile_segment& s, index batch, const Mods& bound) {
         constexpr int M = shape::rows(N);
         const index at = static_cast<index>(s.first) * P::lanes, lane = strip_ * lanes + at;
         const index depth = p_.depth(), values = p_.width();
@@ -384,13 +405,12 @@ private:
             tile.store(weights_at(i, at), width);
         }
         if constexpr (!plain || Masked)
-            for (int i = s.begin; i < s.begin + s.count; ++i) turn<N, Masked>(i, at, batch, key, bound);
+            for (int i = s.begin; i < s.begin + s.count; ++i) turn<N, Masked>(i, at, batch, bound);
     }
 
     // One row of raw products becomes weights and gradients of scores. Out of line for the same reason as in the forward.
     template <int N, bool Masked, class Mods>
-    HEED_NOINLINE void turn(int row, index at, [[maybe_unused]] index batch, [[maybe_unused]] index key,
-                            [[maybe_unused]] const Mods& bound) {
+    HEED_NOINLINE void turn(int row, index at, [[maybe_unused]] index batch, [[maybe_unused]] const Mods& bound) {
         const index base = strip_ * lanes + at;
         P raw[N], weight[N], value[N][mods + 1], slope[N][mods + 1], similar[N];
         position<P> where[N];
@@ -405,7 +425,7 @@ private:
                 value[j][0] = scaled_query ? similar[j] : similar[j] * P(static_cast<T>(p_.scale));
                 if constexpr (mods > 0) {
                     const P query = P::load(b_.query_position + lane);
-                    where[j] = {batch, head_, query, key + row, query - P(static_cast<T>(key + row))};
+                    where[j] = {batch, head_, query, t_.keys[row], query - P(static_cast<T>(t_.keys[row]))};
                     chain::template forwards<0>(value[j], slope[j], bound, where[j], t_.staged + row * width + at + j * P::lanes);
                 }
                 weight[j] = folded ? similar[j] + P::load(b_.start + lane)
@@ -543,9 +563,11 @@ private:
     const backward_tile_memory<T>& t_;
     row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
     sequence seq_;
-    index head_ = 0, first_ = 0, position_ = 0;
+    index positions_[width];  // of the queries, in key coordinates
+    made_later<typename arranged::look_type> looks_[strips];
+    index head_ = 0, to_row_ = 0;  // a position plus this is a row of the tensors
     int count_ = 0, strip_ = 0;
-    enum { unknown, finite, not_finite } finite_ = unknown;  // whether Q and dO of the band hold no NaN and no infinity
+    finiteness finite_ = finiteness::unknown;  // whether Q and dO of the band hold no NaN and no infinity
 };
 
 }  // namespace heed::inline HEED_ISA

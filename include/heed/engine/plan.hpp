@@ -14,6 +14,7 @@ struct attention_plan {
     index query_tile = 0;     // queries of a strip, in lanes
     index query_block = 0;    // queries that share a tile of keys in the cache
     index key_tile = 0;       // keys of a tile
+    tiling tiles;             // what a mask that orders the queries was told
     index key_splits = 1;     // fixed parts of the keys that are computed apart and merged
     index tasks = 0;          // pieces of work an executor may run side by side
     std::size_t workspace_bytes = 0;

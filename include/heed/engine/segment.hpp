@@ -28,12 +28,11 @@ using segment_list = tile_segment[tile_keys / segment_keys];
 // The first `count` queries of a strip.
 constexpr std::uint64_t lane_bits(index count) { return count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1; }
 
-// Cuts a tile that is not empty into segments of equal extent, and leaves its mask in `bits`, tile_keys rows. Returns their number.
-template <class P, class Mask>
-int cut(coverage seen, index batch, index head, const score_tile& tile, const Mask& mask, std::uint64_t* bits, segment_list& segments) {
-    const int count = static_cast<int>(tile.key_end - tile.key_begin);
-    const index queries = tile.query_end - tile.query_begin;
-    const int vectors = static_cast<int>((queries + P::lanes - 1) / P::lanes);
+// Cuts a tile of `queries` by `count` keys that is not empty into segments of equal extent, and leaves its mask, which ask(bits) writes,
+// in `bits`, tile_keys rows. Returns their number.
+template <class P, class Ask>
+int cut(coverage seen, int queries, int count, Ask&& ask, std::uint64_t* bits, segment_list& segments) {
+    const int vectors = (queries + P::lanes - 1) / P::lanes;
     if (seen == coverage::full && count % tile_shape<P>::most_rows == 0) {
         segments[0] = {0, count, 0, vectors, false};
         return 1;
@@ -42,7 +41,7 @@ int cut(coverage seen, index batch, index head, const score_tile& tile, const Ma
     if (seen == coverage::full)
         std::fill(bits, bits + count, all);
     else
-        ask::bits(mask, batch, head, tile, bits);
+        ask(bits);
     std::fill(bits + count, bits + tile_keys, std::uint64_t{0});
     constexpr std::uint64_t one_vector = lane_bits(P::lanes);
     int n = 0;
@@ -90,14 +89,28 @@ HEED_INLINE void for_steps(tile_segment s, F&& f) {
 // Whether rows [begin, begin + count) are free of NaN and infinity, so that a factor 0 removes them.
 template <class P>
 bool all_finite(const typename P::value_type* const* rows, int begin, int count, index features) {
-    P probe(0);
+    // Four rows at a time, as one sum would wait for its own multiply-add.
+    P probe[4] = {P(0), P(0), P(0), P(0)};
     typename P::value_type rest = 0;
-    for (int i = begin; i < begin + count; ++i) {
+    const int end = begin + count;
+    for (int i = begin; i < end; i += 4) {
+        const typename P::value_type* row[4];
+        for (int j = 0; j < 4; ++j) row[j] = rows[std::min(i + j, end - 1)];
         index d = 0;
-        for (; d + P::lanes <= features; d += P::lanes) probe = fma(P::load(rows[i] + d), P(0), probe);
-        for (; d < features; ++d) rest += rows[i][d] * 0;
+        for (; d + P::lanes <= features; d += P::lanes)
+            for (int j = 0; j < 4; ++j) probe[j] = fma(P::load(row[j] + d), P(0), probe[j]);
+        for (; d < features; ++d)
+            for (int j = 0; j < 4; ++j) rest += row[j][d] * 0;
     }
-    return sum(probe) + rest == 0;
+    return sum((probe[0] + probe[1]) + (probe[2] + probe[3])) + rest == 0;
+}
+
+// The same about the rows of a tile, asked once for all strips.
+enum class finiteness { unknown, finite, not_finite };
+template <class P>
+bool tile_finite(finiteness& known, const typename P::value_type* const* rows, int count, index features) {
+    if (known == finiteness::unknown) known = all_finite<P>(rows, 0, count, features) ? finiteness::finite : finiteness::not_finite;
+    return known == finiteness::finite;
 }
 
 }  // namespace heed::inline HEED_ISA

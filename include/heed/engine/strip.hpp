@@ -4,6 +4,7 @@
 // turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T).
 #pragma once
 
+#include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/segment.hpp>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 
 namespace heed::inline HEED_ISA {
 
@@ -27,6 +29,12 @@ template <class T>
 struct tile_memory {
     T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch;
     const T **key_rows, **value_rows, **next_key_rows, **next_value_rows;
+    T** written;
+    index *keys, *next_keys;        // positions
+    index *queries, *next_queries;  // rows of the block
+    const T** next_rows;
+    finiteness* values_finite;
+    index* awaited;  // the unit whose first rows have been prefetched
     std::uint64_t* bits;
 };
 
@@ -37,7 +45,10 @@ public:
     using P = typename Problem::P;
     using shape = tile_shape<P>;
     using lanes_type = typename Problem::accumulator_type::template lanes<P>;
+    using arranged = arrangement<typename Problem::mask_type>;
+    using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
+    static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;  // of a block
     static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
     // Without score modifications the scores leave the product in the accumulator's units, minus its reference.
@@ -58,6 +69,14 @@ public:
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
+                a.take<T*>(lanes),
+                a.take<index>(tile_keys),
+                a.take<index>(tile_keys),
+                a.take<index>(most_strips * lanes),
+                a.take<index>(most_strips * lanes),
+                a.take<const T*>(2 * (most_strips * lanes + tile_keys)),
+                a.take<finiteness>(1),
+                a.take<index>(1),
                 a.take<std::uint64_t>(tile_keys)};
     }
 
@@ -69,27 +88,31 @@ public:
 
     strip(const Problem& p, const strip_memory<T>& s, const tile_memory<T>& t) : p_(p), s_(s), t_(t), state_(s.state, t.state, lanes) {}
 
-    // Which queries these are: `position` is that of the first one, in key coordinates.
-    void place(index head, index position, int count) {
+    // Which queries these are: rows of the sequence, whose first one is row `first_row` of the tensors and stands at `offset`.
+    void place(index head, const index* queries, int count, index first_row, index offset) {
         head_ = head;
-        position_ = position;
+        for (int i = 0; i < count; ++i) positions_[i] = queries[i] + offset;
         count_ = count;
+        to_row_ = first_row - offset;
         vectors_ = (count + P::lanes - 1) / P::lanes;
     }
 
-    // Makes Q^T of the query rows from `first` on and empties the state.
-    HEED_NOINLINE void begin(const sequence& seq, index first) {
+    // Makes Q^T and empties the state. The mask outlives the keys that follow.
+    HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch) {
         const int count = count_;
+        look_.make([&] { return arranged::look(mask, batch, head_, positions_, count); });
         const index depth = p_.depth();
         if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
         // The sources read a tile's rows through the pointers that keys use later.
-        p_.q.rows(seq.batch, head_, seq.query_begin + first, count, t_.key_scratch, t_.key_rows);
+        arranged::runs(positions_, count, [&](int i, int n) {
+            p_.q.rows(seq.batch, head_, positions_[i] + to_row_, n, t_.key_scratch + i * p_.q.scratch_per_row(), t_.key_rows + i);
+        });
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
-        transpose_into(rows_at<T>{t_.key_rows}, count, depth, s_.query, lanes, static_cast<T>(unit));
-        std::fill(s_.out, s_.out + p_.width() * lanes, T{0});
+        transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
+        fresh_ = true;
         state_.reset();
         if constexpr (mods > 0)
-            for (int i = 0; i < lanes; ++i) s_.query_position[i] = static_cast<T>(position_ + std::min(i, count - 1));
+            for (int i = 0; i < lanes; ++i) s_.query_position[i] = static_cast<T>(positions_[std::min(i, count - 1)]);
         if constexpr (Problem::similarity_type::uses_squares) {
             std::fill(s_.query_square, s_.query_square + lanes, T{0});
             for (index d = 0; d < depth; ++d)
@@ -99,34 +122,40 @@ public:
             if (count < lanes) std::fill(t_.staged, t_.staged + (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes, T{0});
     }
 
-    // Takes in keys [key, key + count) of the sequence, whose rows are in the tile memory.
-    template <class Mask, class Mods, class Weight>
-    HEED_NOINLINE void absorb(index batch, index key, int count, const Mask& mask, const Mods& mods_of_sequence, const Weight& weight,
-                              row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
+    // Takes in `count` keys, whose positions and rows are in the tile memory.
+    template <class Mods, class Weight>
+    HEED_NOINLINE void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, row_prefetch<T>& next_keys,
+                              row_prefetch<T>& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
-        const score_tile tile{position_, position_ + count_, key, key + count};
-        const coverage seen = ask::classify(mask, batch, head_, tile);
+        const coverage seen = arranged::classify(*look_, t_.keys, count);
         if (seen == coverage::empty) return;
         segment_list segments;
-        const int n = cut<P>(seen, batch, head_, tile, mask, t_.bits, segments);
+        const int n = cut<P>(seen, count_, count, [&](std::uint64_t* bits) { look_->bits(t_.keys, count, bits); }, t_.bits, segments);
         if (n == 0) return;
+        [[maybe_unused]] const pair_lists tile{positions_, t_.keys, count_, count};
         stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
-        scores(segments, n, batch, key, count, mods_of_sequence);
+        scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
-            rescale(state_.rescale());
-            scores(segments, n, batch, key, count, mods_of_sequence);
+            if (!fresh_) rescale(state_.rescale());
+            scores(segments, n, batch, count, mods_of_sequence);
         }
         state_.commit();
         if constexpr (weighted) {
-            ask::factors(weight, batch, head_, tile, factors(), static_cast<index>(lanes));
+            arranged::factors(weight, batch, head_, tile, factors(), static_cast<index>(lanes));
             for (int i = 0; i < n; ++i) apply_factors(segments[i]);
         }
+        // The first product overwrites O; what it leaves out is 0.
+        bool overwrites = std::exchange(fresh_, false);
+        if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
+            std::fill(s_.out, s_.out + p_.width() * lanes, T{0});
+            overwrites = false;
+        }
         for (int i = 0; i < n; ++i) {
-            if (segments[i].masked && !all_finite<P>(t_.value_rows, segments[i].begin, segments[i].count, p_.width()))
+            if (segments[i].masked && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
                 values_one_by_one(segments[i]);
             else
-                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s); });
+                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
         }
     }
 
@@ -144,7 +173,7 @@ public:
     }
 
     // Writes the rows of the output, and lse if it is wanted.
-    void finish(const sequence& seq, index first) {
+    void finish(const sequence& seq) {
         T* normaliser = t_.weights;
         T* lse = p_.lse.data == nullptr ? nullptr : t_.weights + lanes;
         state_.finish(p_.accumulator, head_, count_, normaliser, lse);
@@ -158,11 +187,12 @@ public:
                 select(by == P(0), P(0), P::load(o) * by).store(o);
             }
         }
-        if (width > 0)
-            transpose_into(rows_apart<T>{s_.out, lanes}, width, count_, &p_.out(seq.batch, head_, seq.query_begin + first, 0),
-                           p_.out.stride(2), T{1});
+        if (width > 0) {
+            for (int i = 0; i < count_; ++i) t_.written[i] = &p_.out(seq.batch, head_, positions_[i] + to_row_, 0);
+            transpose_into(rows_apart<const T>{s_.out, lanes}, width, count_, rows_at<T>{t_.written}, T{1});
+        }
         if (lse != nullptr)
-            for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, seq.query_begin + first + i) = lse[i];
+            for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, positions_[i] + to_row_) = lse[i];
     }
 
 private:
@@ -174,13 +204,13 @@ private:
     }(std::make_index_sequence<mods>{});
 
     template <class Mods, std::size_t... I>
-    void stage([[maybe_unused]] index batch, [[maybe_unused]] const score_tile& tile, [[maybe_unused]] const Mods& mods_of_sequence,
+    void stage([[maybe_unused]] index batch, [[maybe_unused]] const pair_lists& tile, [[maybe_unused]] const Mods& mods_of_sequence,
                std::index_sequence<I...>) {
         [[maybe_unused]] T* at = t_.staged;
         (
             [&] {
                 if constexpr (is_staged<std::tuple_element_t<I, Mods>>) {
-                    std::get<I>(mods_of_sequence).stage(batch, head_, tile, at, static_cast<index>(lanes));
+                    arranged::stage(std::get<I>(mods_of_sequence), batch, head_, tile, at, static_cast<index>(lanes));
                     at += tile_keys * lanes;
                 }
             }(),
@@ -188,22 +218,22 @@ private:
     }
 
     template <class Mods>
-    void scores(const tile_segment* segments, int n, index batch, index key, int count, const Mods& mods_of_sequence) {
+    void scores(const tile_segment* segments, int n, index batch, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
         for (int i = 0; i < n; ++i)
             for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
                 if (s.masked)
-                    score_rows<N, true>(s, batch, key, count, mods_of_sequence);
+                    score_rows<N, true>(s, batch, count, mods_of_sequence);
                 else
-                    score_rows<N, false>(s, batch, key, count, mods_of_sequence);
+                    score_rows<N, false>(s, batch, count, mods_of_sequence);
             });
     }
 
     // P^T = weights of K Q^T.
     template <int N, bool Masked, class Mods>
-    HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] index key,
-                                  [[maybe_unused]] int count, [[maybe_unused]] const Mods& mods_of_sequence) {
+    HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] int count,
+                                  [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
         constexpr bool through_memory = Masked || !plain;
         const index depth = p_.depth();
@@ -220,13 +250,13 @@ private:
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
-        if constexpr (through_memory) weigh_rows<N, Masked>(s, batch, key, count, mods_of_sequence);
+        if constexpr (through_memory) weigh_rows<N, Masked>(s, batch, count, mods_of_sequence);
     }
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
     // loop when masks or score modifications follow it in registers (57 instead of 28 instructions for 16 multiply-adds).
     template <int N, bool Masked, class Mods>
-    HEED_NOINLINE void weigh_rows(const tile_segment& s, index batch, index key, int count, const Mods& mods_of_sequence) {
+    HEED_NOINLINE void weigh_rows(const tile_segment& s, index batch, int count, const Mods& mods_of_sequence) {
         const index at = static_cast<index>(s.first) * P::lanes;
         constexpr int rows = 2;
         const int end = s.begin + (s.count + rows - 1) / rows * rows;
@@ -236,7 +266,7 @@ private:
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
             if constexpr (!plain)
-                for (int r = 0; r < rows; ++r) change(x[r], i + r, at, batch, key, count, mods_of_sequence);
+                for (int r = 0; r < rows; ++r) change(x[r], i + r, at, batch, count, mods_of_sequence);
             state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j].store(weights + r * lanes + j * P::lanes);
@@ -245,11 +275,11 @@ private:
 
     // Raw products of one key become scores in the accumulator's units.
     template <int N, class Mods>
-    HEED_INLINE void change(P (&x)[N], int row, index at, index batch, index key, int count, const Mods& mods_of_sequence) {
+    HEED_INLINE void change(P (&x)[N], int row, index at, index batch, int count, const Mods& mods_of_sequence) {
         using Sim = typename Problem::similarity_type;
         const P unit(static_cast<T>(Problem::accumulator_type::unit));
         // Rows past the last key repeat it; nothing outside the sequence is asked for.
-        const index k = key + std::min(row, count - 1);
+        const index k = t_.keys[std::min(row, count - 1)];
         for (int j = 0; j < N; ++j) {
             P s = x[j];
             const index lane = at + j * P::lanes;
@@ -287,24 +317,27 @@ private:
 
     // O^T += V^T P^T.
     template <int N>
-    HEED_NOINLINE void values(const tile_segment& s) {
+    HEED_NOINLINE void values(const tile_segment& s, bool overwrites) {
         constexpr int M = shape::rows(N);
         const index width = p_.width();
         const index at = static_cast<index>(s.first) * P::lanes;
         index d = 0;
         for (; d + M <= width; d += M) {
             next_values_->step();
-            add_values<M, N>(s, d, at);
+            add_values<M, N>(s, d, at, overwrites);
         }
         if constexpr (M > 4)
-            for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at);
-        for (; d < width; ++d) add_values<1, N>(s, d, at);
+            for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at, overwrites);
+        for (; d < width; ++d) add_values<1, N>(s, d, at, overwrites);
     }
     template <int M, int N>
-    HEED_INLINE void add_values(const tile_segment& s, index d, index at) {
+    HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
         register_tile<M, N, P> tile;
         T* out = s_.out + d * lanes + at;
-        tile.load(out, lanes);
+        if (overwrites)
+            tile.zero();
+        else
+            tile.load(out, lanes);
         tile.multiply_columns(t_.value_rows + s.begin, d, s.count, t_.weights + s.begin * lanes + at, lanes);
         tile.store(out, lanes);
     }
@@ -337,7 +370,10 @@ private:
     lanes_type state_;
     row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0;
-    index head_ = 0, position_ = 0;
+    bool fresh_ = false;           // O holds nothing yet
+    index head_ = 0, to_row_ = 0;  // a position plus this is a row of the tensors
+    index positions_[lanes];       // of the queries, in key coordinates
+    made_later<typename arranged::look_type> look_;
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -24,6 +24,7 @@ public:
     using P = typename Problem::P;
     using band_type = band<Problem>;
     using panels = feature_panels<P>;
+    using arranged = typename band_type::arranged;
     static constexpr int width = band_type::width;
     static constexpr index most_bands = band_type::most_bands;
     static constexpr index block_bytes = 1024 * 1024;
@@ -34,6 +35,8 @@ public:
         arena one;
         band_type::take_band(one, p_);
         bands_ = std::clamp<index>(block_bytes / static_cast<index>(one.used()), 1, most_bands);
+        order_.emplace(arranged::order(p.mask, 0, tiles()));
+        if constexpr (arranged::ordered) bands_ = (order_->most() + width - 1) / width;
         arena kept;
         for (index i = 0; i < bands_; ++i) band_type::take_band(kept, p_);
         arena tile;
@@ -65,6 +68,7 @@ public:
         r.query_tile = width;
         r.query_block = bands_ * width;
         r.key_tile = tile_keys;
+        r.tiles = tiles();
         r.key_splits = parts_;
         r.tasks = side_by_side_ * parts_;
         r.workspace_bytes = sums_bytes_ + worker_bytes_ * static_cast<std::size_t>(workers) + arena::alignment;
@@ -88,9 +92,17 @@ public:
 
 private:
     static constexpr bool learned_accumulator = is_learned<typename Problem::accumulator_type>;
-    using band_array = std::optional<band_type>[static_cast<std::size_t>(most_bands)];
+    using band_array = made_later<band_type>[static_cast<std::size_t>(most_bands)];
 
     static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+    tiling tiles() const { return {band_type::lanes, P::lanes, static_cast<int>(bands_ * width)}; }
+    auto order_of(const sequence& s) const {
+        if constexpr (arranged::ordered)
+            return *order_;
+        else
+            return arranged::order(p_.mask, s.queries, tiles());
+    }
 
     // Who shares elements of a gradient that is collected pair by pair, and hence must not add at the same time.
     gradient_sharing sharing() const {
@@ -126,11 +138,12 @@ private:
         arena rest(workers_ + worker_bytes_ * static_cast<std::size_t>(worker) + bands_bytes_);
         auto tile = band_type::take_tile(rest, p_);
         band_array bands;
-        for (index b = 0; b < bands_; ++b) bands[b].emplace(p_, band_type::take_band(kept, p_), tile);
+        for (index b = 0; b < bands_; ++b) bands[b].make([&] { return band_type(p_, band_type::take_band(kept, p_), tile); });
 
         const index part_keys = (rows.keys + parts_ * tile_keys - 1) / (parts_ * tile_keys) * tile_keys;
         const index key_begin = std::min(rows.keys, (i + round) % parts_ * part_keys), key_end = std::min(rows.keys, key_begin + part_keys);
-        const index block = bands_ * width, blocks = (rows.queries + block - 1) / block;
+        const auto order = order_of(rows);
+        const index blocks = order.blocks();
         const index all = blocks * p_.group(), share = (all + parts_ - 1) / parts_;
         const index last = std::min(all, (i + 1) * share);
         // The first block of the first round finds no gradients of keys yet: rows are set to 0 just before they are added to.
@@ -142,49 +155,44 @@ private:
             }
         };
         for (index n = i * share; n < last; ++n) {
-            const index head = key_head * p_.group() + n / blocks, first = n % blocks * block;
+            const index head = key_head * p_.group() + n / blocks;
             double* sums = sums_ + ((unit * p_.group() + n / blocks) * parts_ + i) * sums_per_task_;
-            const index end = std::min(rows.queries, first + block);
-            index count = 0;
-            for (index q = first; q < end; q += width, ++count)
-                bands[count]->place(rows, head, q, q + shape.offset(), static_cast<int>(std::min<index>(width, end - q)));
+            const int queries = order.block(n % blocks, tile.queries);
+            if (queries == 0) continue;
+            int count = 0;
+            for (int q = 0; q < queries; q += width, ++count)
+                bands[count]->place(rows, head, tile.queries + q, std::min(width, queries - q), shape.offset());
+            for (int q = 0; q < queries; ++q) tile.queries[q] += shape.offset();
             if constexpr (learned_accumulator)
                 if (round == 0)
-                    for (index b = 0; b < count; ++b) sums[summed] += bands[b]->parameter_gradient();
+                    for (int b = 0; b < count; ++b) sums[summed] += bands[b]->parameter_gradient();
             int steps = 0;
-            for (index b = 0; b < count; ++b) steps += bands[b]->steps();
-            const index q_begin = first + shape.offset(), q_end = end + shape.offset();
-            bool begun = false;
-            for (index from = key_begin; from < key_end;) {
-                key_run run = ask::keys(mask, number, head, q_begin, q_end, from);
-                run.begin = std::max(run.begin, from);
-                run.end = std::min(run.end, key_end);
-                if (run.empty()) break;
-                for (index k = run.begin; k < run.end; k += tile_keys) {
-                    const int tile_count = static_cast<int>(std::min(tile_keys, run.end - k));
-                    if (ask::classify(mask, number, head, score_tile{q_begin, q_end, k, k + tile_count}) == coverage::empty) continue;
-                    if (!begun)
-                        for (index b = 0; b < count; ++b) bands[b]->begin(round == 0);
-                    begun = true;
-                    clear_up_to(k + tile_count);
-                    fetch(rows, key_head, k, tile_count, tile);
-                    row_prefetch<T> next_keys, next_values;
-                    if (prefetches_ && k + tile_keys < run.end)
-                        ahead(rows, key_head, k + tile_keys, static_cast<int>(std::min(tile_keys, run.end - k - tile_keys)), steps, tile,
-                              next_keys, next_values);
-                    else if (prefetches_ && n + 1 < last && run.end == key_end)
-                        ahead_of_block(rows, key_head * p_.group() + (n + 1) / blocks, (n + 1) % blocks * block, steps, tile, next_keys,
-                                       next_values);
-                    for (index b = 0; b < count; ++b)
-                        bands[b]->absorb(number, k, tile_count, mask, mods, weight, observers, next_keys, next_values);
-                    put(rows, key_head, k, tile_count, tile);
-                }
-                from = run.end;
+            for (int b = 0; b < count; ++b) steps += bands[b]->steps();
+            auto visit = arranged::visit(mask, number, head, tile.queries, queries, key_begin, key_end);
+            constexpr int most = static_cast<int>(tile_keys);
+            int next = visit(tile.next_keys, most);
+            if (next == 0 && round == 0)
+                for (int q = 0; q < queries; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
+            if (next > 0)
+                for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number);
+            const bool begun = next > 0;
+            while (next > 0) {
+                const int tile_count = next;
+                std::copy(tile.next_keys, tile.next_keys + tile_count, tile.keys);
+                next = visit(tile.next_keys, most);
+                clear_up_to(tile.keys[tile_count - 1] + 1);
+                fetch(rows, key_head, tile_count, tile);
+                row_prefetch<T> next_keys, next_values;
+                if (prefetches_ && next > 0)
+                    ahead(rows, key_head, next, steps, tile, next_keys, next_values);
+                else if (prefetches_ && n + 1 < last)
+                    ahead_of_block(rows, key_head * p_.group() + (n + 1) / blocks, order.block((n + 1) % blocks, tile.next_queries), steps,
+                                   tile, next_keys, next_values);
+                for (int b = 0; b < count; ++b) bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values);
+                put(rows, key_head, tile_count, tile);
             }
             if (begun)
-                for (index b = 0; b < count; ++b) bands[b]->finish(sums);
-            else if (round == 0)
-                for (index q = first; q < end; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + q);
+                for (int b = 0; b < count; ++b) bands[b]->finish(sums);
             clear_up_to(key_end);
         }
         clear_up_to(key_end);
@@ -193,10 +201,17 @@ private:
     HEED_NOINLINE static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
         for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
     }
+    template <class Source>
+    static void rows_of(const Source& source, const sequence& rows, index head, const index* keys, int count, T* scratch, const T** out) {
+        arranged::runs(keys, count, [&](int i, int n) {
+            source.rows(rows.batch, head, rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
+        });
+    }
     // Row pointers of a tile, and its gradients so far; rows up to the next full register tile repeat the last one.
-    HEED_NOINLINE void fetch(const sequence& rows, index key_head, index k, int count, backward_tile_memory<T>& tile) const {
-        p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, tile.key_rows);
-        p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, tile.value_rows);
+    HEED_NOINLINE void fetch(const sequence& rows, index key_head, int count, backward_tile_memory<T>& tile) const {
+        rows_of(p_.k, rows, key_head, tile.keys, count, tile.key_scratch, tile.key_rows);
+        rows_of(p_.v, rows, key_head, tile.keys, count, tile.value_scratch, tile.value_rows);
+        *tile.keys_finite = finiteness::unknown;
         constexpr int most = tile_shape<P>::most_rows;
         for (int i = count; i < (count + most - 1) / most * most; ++i) {
             tile.key_rows[i] = tile.key_rows[count - 1];
@@ -211,48 +226,49 @@ private:
             }
         const auto load = [&](const view<T, 4>& from, T* padded_rows, T*& at, index& stride) {
             const index features = from.extent(3);
-            T* first = from.data + from.offset(rows.batch, key_head, rows.key_begin + k, index{0});
-            if (features % P::lanes == 0 && count % most == 0) {
-                at = first;
+            const auto row = [&](int i) { return from.data + from.offset(rows.batch, key_head, rows.key_begin + tile.keys[i], index{0}); };
+            const bool neighbours = tile.keys[count - 1] - tile.keys[0] == count - 1;
+            if (neighbours && features % P::lanes == 0 && count % most == 0) {
+                at = row(0);
                 stride = from.stride(2);
                 return;
             }
             at = padded_rows;
             stride = panels::padded(features);
-            for (int i = 0; i < count; ++i) std::copy(first + i * from.stride(2), first + i * from.stride(2) + features, at + i * stride);
+            for (int i = 0; i < count; ++i) std::copy(row(i), row(i) + features, at + i * stride);
         };
         load(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
         load(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
     }
     // Rows of the next tile and of its gradients, to be prefetched.
-    HEED_NOINLINE void ahead(const sequence& rows, index key_head, index k, int count, int steps, const backward_tile_memory<T>& tile,
+    HEED_NOINLINE void ahead(const sequence& rows, index key_head, int count, int steps, const backward_tile_memory<T>& tile,
                              row_prefetch<T>& keys, row_prefetch<T>& values) const {
         const T** at = tile.next_rows;
-        p_.k.rows(rows.batch, key_head, rows.key_begin + k, count, tile.key_scratch, at);
-        p_.v.rows(rows.batch, key_head, rows.key_begin + k, count, tile.value_scratch, at + 2 * tile_keys);
+        rows_of(p_.k, rows, key_head, tile.next_keys, count, tile.key_scratch, at);
+        rows_of(p_.v, rows, key_head, tile.next_keys, count, tile.value_scratch, at + 2 * tile_keys);
         for (int i = 0; i < count; ++i) {
-            at[count + i] = p_.dk.data + p_.dk.offset(rows.batch, key_head, rows.key_begin + k + i, index{0});
-            at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, key_head, rows.key_begin + k + i, index{0});
+            const index key = rows.key_begin + tile.next_keys[i];
+            at[count + i] = p_.dk.data + p_.dk.offset(rows.batch, key_head, key, index{0});
+            at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, key_head, key, index{0});
         }
         keys = {at, 2 * count, p_.depth(), steps};
         values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
     }
     // Rows of the next block.
-    HEED_NOINLINE void ahead_of_block(const sequence& rows, index head, index first, int steps, const backward_tile_memory<T>& tile,
+    HEED_NOINLINE void ahead_of_block(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
                                       row_prefetch<T>& keys, row_prefetch<T>& values) const {
-        const int count = static_cast<int>(std::min(bands_ * width, rows.queries - first));
         const T** at = tile.next_rows;
         for (int i = 0; i < count; ++i) {
-            const index row = rows.query_begin + first + i;
+            const index row = rows.query_begin + tile.next_queries[i];
+            p_.q.rows(rows.batch, head, row, 1, tile.key_scratch, at + count + i);
             at[i] = p_.dq.data + p_.dq.offset(rows.batch, head, row, index{0});
             at[2 * count + i] = p_.d_out.data + p_.d_out.offset(rows.batch, head, row, index{0});
             at[3 * count + i] = p_.out.data + p_.out.offset(rows.batch, head, row, index{0});
         }
-        p_.q.rows(rows.batch, head, rows.query_begin + first, count, tile.key_scratch, at + count);
         keys = {at, 2 * count, p_.depth(), steps};
         values = {at + 2 * count, 2 * count, p_.width(), steps};
     }
-    HEED_NOINLINE void put(const sequence& rows, index key_head, index k, int count, const backward_tile_memory<T>& tile) const {
+    HEED_NOINLINE void put(const sequence& rows, index key_head, int count, const backward_tile_memory<T>& tile) const {
         if constexpr (Problem::similarity_type::uses_squares)
             for (int i = 0; i < count; ++i)
                 for (index d = 0; d < p_.depth() && tile.d_key_square[i] != 0; ++d)
@@ -261,7 +277,7 @@ private:
             if (from != padded_rows) return;
             for (int i = 0; i < count; ++i)
                 std::copy(from + i * stride, from + i * stride + to.extent(3),
-                          to.data + to.offset(rows.batch, key_head, rows.key_begin + k + i, index{0}));
+                          to.data + to.offset(rows.batch, key_head, rows.key_begin + tile.keys[i], index{0}));
         };
         store(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
         store(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
@@ -289,6 +305,7 @@ private:
     }
 
     const Problem& p_;
+    std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
     index bands_ = 1, units_ = 0, side_by_side_ = 0, sequences_ = 0, parts_ = 1, sums_per_task_ = 0;
     bool prefetches_ = false;
     std::size_t worker_bytes_ = 0, bands_bytes_ = 0, sums_bytes_ = 0;

@@ -41,19 +41,19 @@ HEED_INLINE void round(V (&r)[W]) {
 // Rows by pointer, and rows a stride apart; types of their own, so that all callers share one transposition.
 template <class T>
 struct rows_at {
-    const T* const* pointers;
-    const T* operator()(index i) const { return pointers[i]; }
+    T* const* pointers;
+    T* operator()(index i) const { return pointers[i]; }
 };
 template <class T>
 struct rows_apart {
-    const T* first;
+    T* first;
     index stride;
-    const T* operator()(index i) const { return first + i * stride; }
+    T* operator()(index i) const { return first + i * stride; }
 };
 
-// to[c * to_stride + r] = row(r)[c] * factor for r < rows, c < columns; row(r) is a pointer.
-template <class T, class Row>
-HEED_NOINLINE void transpose_into(Row row, index rows, index columns, T* to, index to_stride, T factor) {
+// to(c)[r] = row(r)[c] * factor for r < rows, c < columns; row(r) and to(c) are pointers.
+template <class Row, class To, class T>
+HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, T factor) {
     constexpr int W = std::is_same_v<arch::native, arch::emulated<4>> ? 1 : pack<T>::lanes;
     index r = 0;
 #if defined(__GNUC__)
@@ -67,16 +67,16 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, T* to, ind
                 shuffles::round<1, W>(block);
                 for (int i = 0; i < W; ++i) {
                     block[i] *= factor;
-                    __builtin_memcpy(to + (c + i) * to_stride + r, &block[i], sizeof(V));
+                    __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
                 }
             }
             for (; c < columns; ++c)
-                for (int i = 0; i < W; ++i) to[c * to_stride + r + i] = row(r + i)[c] * factor;
+                for (int i = 0; i < W; ++i) to(c)[r + i] = row(r + i)[c] * factor;
         }
     }
 #endif
     for (; r < rows; ++r)
-        for (index c = 0; c < columns; ++c) to[c * to_stride + r] = row(r)[c] * factor;
+        for (index c = 0; c < columns; ++c) to(c)[r] = row(r)[c] * factor;
 }
 
 }  // namespace heed::inline HEED_ISA

@@ -25,6 +25,21 @@ struct everything {
     constexpr key_run keys(index, index, index, index, index from) const { return {from, std::numeric_limits<index>::max()}; }
 };
 
+// What two masks say together about the queries of a strip.
+template <class A, class B>
+struct joined_look {
+    A a;
+    B b;
+    void bits(const index* keys, int count, std::uint64_t* rows) const {
+        std::uint64_t other[64];
+        a.bits(keys, count, rows);
+        b.bits(keys, count, other);
+        for (int i = 0; i < count; ++i) rows[i] &= other[i];
+    }
+};
+template <class A, class B>
+joined_look(A, B) -> joined_look<A, B>;
+
 template <class A, class B>
 struct both {
     using axis = axes::mask;
@@ -58,6 +73,29 @@ struct both {
             ask::bits(b, i, h, part, other);
             for (index j = 0; j < n; ++j) out[j] &= other[j];
         }
+    }
+    // The order is that of the first operand that has one.
+    constexpr auto order(const tiling& t) const
+        requires(
+            requires(const A& x) { x.order(t); } || requires(const B& x) { x.order(t); })
+    {
+        if constexpr (requires { a.order(t); })
+            return a.order(t);
+        else
+            return b.order(t);
+    }
+    auto visit(index i, index h, const index* queries, int count, index begin, index end) const
+        requires(OrderedMask<A> || OrderedMask<B>)
+    {
+        if constexpr (OrderedMask<A>)
+            return a.visit(i, h, queries, count, begin, end);
+        else
+            return b.visit(i, h, queries, count, begin, end);
+    }
+    auto look(index i, index h, const index* queries, int count) const
+        requires(OrderedMask<A> || OrderedMask<B>)
+    {
+        return joined_look{ask::look(a, i, h, queries, count), ask::look(b, i, h, queries, count)};
     }
     constexpr auto bind(const extents& e) const {
         return both<decltype(ask::bind(a, e)), decltype(ask::bind(b, e))>{ask::bind(a, e), ask::bind(b, e)};

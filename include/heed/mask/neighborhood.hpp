@@ -8,8 +8,10 @@
 
 #include <heed/concepts.hpp>
 #include <heed/mask/neighborhood_axis.hpp>
+#include <heed/mask/neighborhood_order.hpp>
 #include <heed/policy.hpp>
 #include <heed/tensor/error.hpp>
+#include <heed/tensor/grid.hpp>
 
 #include <algorithm>
 #include <array>
@@ -35,22 +37,24 @@ struct neighborhood {
     std::array<bool, static_cast<std::size_t>(N)> is_causal = {};
     index extra_tokens = 0;
 
-    constexpr index tokens() const {
-        index n = 1;
-        for (const index length : grid) n *= length;
-        return n;
-    }
+    constexpr index tokens() const { return token_grid<N>{grid}.tokens(); }
     constexpr neighborhood_axis along(int a) const {
         const auto i = static_cast<std::size_t>(a);
         return {grid[i], kernel_size[i], stride[i], dilation[i], is_causal[i]};
     }
 
+    class cursor;
+    class seen_by_strip;
+
     // Queries count from 0 here, and keys from `tokens` on are seen by all.
     class bound {
+        friend cursor;
+        friend seen_by_strip;
+
     public:
         using axis = axes::mask;
 
-        constexpr bound(const neighborhood& n, const extents& e) : offset_(e.offset()), tokens_(n.tokens()), keys_(e.keys) {
+        constexpr bound(const neighborhood& n, const extents& e) : grid_{n.grid}, offset_(e.offset()), tokens_(n.tokens()), keys_(e.keys) {
             for (int a = 0; a < N; ++a) axes_[a] = n.along(a);
         }
 
@@ -67,8 +71,8 @@ struct neighborhood {
         }
         constexpr coverage classify(index, index, const score_tile& t) const {
             if (t.key_begin >= tokens_) return coverage::full;
-            const box queries = box_of(t.query_begin - offset_, t.query_end - offset_);
-            const box keys = box_of(t.key_begin, std::min(t.key_end, tokens_));
+            const box queries = grid_.box_of(t.query_begin - offset_, t.query_end - offset_);
+            const box keys = grid_.box_of(t.key_begin, std::min(t.key_end, tokens_));
             const bool extra = t.key_end > tokens_;
             bool full = true;
             for (int a = 0; a < N; ++a) {
@@ -85,15 +89,15 @@ struct neighborhood {
         // Rows of the smallest box that holds every window.
         constexpr key_run keys(index, index, index q_begin, index q_end, index from) const {
             if (from >= tokens_) return {from, keys_};
-            box hull = box_of(q_begin - offset_, q_end - offset_);
+            box hull = grid_.box_of(q_begin - offset_, q_end - offset_);
             for (int a = 0; a < N; ++a) {
                 const neighborhood_axis::window w = axes_[a].hull(hull.first[a], hull.last[a] + 1);
                 hull.first[a] = w.first;
                 hull.last[a] = w.last;
             }
-            point at = point_of(from);
+            point at = grid_.point_of(from);
             if (!enter(hull, at)) return {tokens_, keys_};
-            const index begin = token_of(at);
+            const index begin = grid_.token_of(at);
             // The innermost axes that the box spans whole are one run with the axis outside them.
             int a = N - 1;
             at[a] = hull.last[a];
@@ -101,7 +105,7 @@ struct neighborhood {
                 --a;
                 at[a] = hull.last[a];
             }
-            const index end = token_of(at) + 1;
+            const index end = grid_.token_of(at) + 1;
             return {begin, end == tokens_ ? keys_ : end};
         }
         // Along the last axis a window is a bit that is switched on at its first key and off behind its last one.
@@ -109,16 +113,15 @@ struct neighborhood {
             const int n = static_cast<int>(t.query_end - t.query_begin);
             const std::uint64_t all = n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
             neighborhood_axis::window windows[N][64];
-            point before{}, at = point_of(t.query_begin - offset_);
-            for (int i = 0; i < n; ++i) {
-                for (std::size_t a = 0; a < static_cast<std::size_t>(N); ++a)
+            point before{};
+            grid_.each_point(neighbours{t.query_begin - offset_}, n, [&](index i, const point& at) {
+                for (std::size_t a = 0; a < at.size(); ++a)
                     windows[a][i] = i > 0 && at[a] == before[a] ? windows[a][i - 1] : axes_[a].of(at[a]);
                 before = at;
-                advance(at);
-            }
+            });
             const index step = axes_[N - 1].dilation, length = axes_[N - 1].length, end = std::min(t.key_end, tokens_);
             for (index k = t.key_begin; k < end;) {
-                const point key = point_of(k);
+                const point key = grid_.point_of(k);
                 const index begin = key[N - 1], stop = std::min(length, begin + end - k);
                 std::uint64_t* row = rows + (k - t.key_begin);
                 std::fill(row, row + (stop - begin), std::uint64_t{0});
@@ -142,40 +145,15 @@ struct neighborhood {
             const index extra = std::max(t.key_begin, tokens_);
             if (extra < t.key_end) std::fill(rows + (extra - t.key_begin), rows + (t.key_end - t.key_begin), all);
         }
+        cursor visit(index, index, const index* queries, int count, index begin, index end) const {
+            return {*this, queries, count, begin, end};
+        }
+        seen_by_strip look(index, index, const index* queries, int count) const { return {*this, queries, count}; }
 
     private:
-        using point = std::array<index, static_cast<std::size_t>(N)>;
-        struct box {
-            point first, last;
-        };
+        using point = per_axis;
+        using box = typename token_grid<N>::box;
 
-        constexpr point point_of(index token) const {
-            point p{};
-            for (int a = N - 1; a >= 0; --a) {
-                p[static_cast<std::size_t>(a)] = token % axes_[a].length;
-                token /= axes_[a].length;
-            }
-            return p;
-        }
-        constexpr index token_of(const point& p) const {
-            index token = 0;
-            for (int a = 0; a < N; ++a) token = token * axes_[a].length + p[static_cast<std::size_t>(a)];
-            return token;
-        }
-        // The smallest box that holds the tokens [begin, end).
-        constexpr box box_of(index begin, index end) const {
-            box b{point_of(begin), point_of(end - 1)};
-            bool same = true;
-            for (std::size_t a = 0; a < static_cast<std::size_t>(N); ++a) {
-                const bool here = b.first[a] == b.last[a];
-                if (!same) {
-                    b.first[a] = 0;
-                    b.last[a] = axes_[a].length - 1;
-                }
-                same = same && here;
-            }
-            return b;
-        }
         // Moves to the next point of the box at or after `at`, in row-major order; false if there is none.
         static constexpr bool enter(const box& b, point& at) {
             for (std::size_t a = 0; a < static_cast<std::size_t>(N); ++a) {
@@ -191,17 +169,181 @@ struct neighborhood {
             }
             return true;
         }
-        constexpr void advance(point& at) const {
-            for (std::size_t a = static_cast<std::size_t>(N); a-- > 0;) {
-                if (++at[a] < axes_[a].length) return;
-                if (a > 0) at[a] = 0;
-            }
+        template <class F>
+        constexpr void each_point(const index* queries, int count, F&& f) const {
+            grid_.each_point(tokens_from<const index*>{queries, 0, offset_}, count, f);
         }
 
+        token_grid<N> grid_;
         neighborhood_axis axes_[N]{};
         index offset_, tokens_, keys_;
     };
+
+    // The box of keys around the windows of some queries, and the keys behind the grid.
+    class cursor {
+    public:
+        cursor(const bound& n, const index* queries, int count, index begin, index end) : n_(n), end_(std::min(end, n.keys_)) {
+            typename bound::box points{};
+            per_axis groups{}, first_query{};
+            n.each_point(queries, count, [&](index i, const per_axis& at) {
+                for (std::size_t a = 0; a < at.size(); ++a) {
+                    points.first[a] = i == 0 ? at[a] : std::min(points.first[a], at[a]);
+                    points.last[a] = i == 0 ? at[a] : std::max(points.last[a], at[a]);
+                    // Queries of several dilation groups meet keys of several.
+                    if (i == 0) {
+                        groups[a] = n.axes_[a].dilation;
+                        first_query[a] = at[a];
+                    }
+                    if (groups[a] > 1 && (at[a] - first_query[a]) % groups[a] != 0) groups[a] = 1;
+                }
+            });
+            for (std::size_t a = 0; a < groups.size(); ++a) {
+                const neighborhood_axis& axis = n.axes_[a];
+                const index first = points.first[a], last = points.last[a];
+                const auto w = groups[a] == axis.dilation ? neighborhood_axis::window{axis.of(first).first, axis.of(last).last}
+                                                          : axis.hull(first, last + 1);
+                box_.first[a] = w.first;
+                box_.last[a] = w.last;
+                step_[a] = groups[a];
+            }
+            at_ = begin == 0 ? box_.first : n.grid_.point_of(std::min(begin, n.tokens_ - 1));
+            inside_ = begin < n.tokens_ && enter();
+            row_ = n.grid_.token_of(at_) - at_.back();
+            extra_ = std::max(begin, n.tokens_);
+        }
+        int operator()(index* keys, int most) {
+            int n = 0;
+            for (; inside_ && n < most; at_.back() += step_.back()) {
+                if (at_.back() > box_.last.back()) {
+                    inside_ = enter();
+                    if (!inside_) break;
+                    row_ = n_.grid_.token_of(at_) - at_.back();
+                }
+                if (row_ + at_.back() >= end_) return n;
+                keys[n++] = row_ + at_.back();
+            }
+            for (; !inside_ && n < most && extra_ < end_; ++extra_) keys[n++] = extra_;
+            return n;
+        }
+
+    private:
+        // Moves to the next point of the box at or after the present one, in row-major order; false if there is none.
+        bool enter() {
+            for (std::size_t a = 0; a < at_.size();) {
+                const index past = at_[a] - box_.first[a],
+                            x = box_.first[a] + (past <= 0 ? 0 : (past + step_[a] - 1) / step_[a] * step_[a]);
+                if (x > box_.last[a]) {
+                    if (a == 0) return false;
+                    ++at_[--a];
+                    std::fill(at_.begin() + static_cast<std::ptrdiff_t>(a) + 1, at_.end(), index{0});
+                } else if (x != at_[a]) {
+                    at_[a] = x;
+                    std::copy(box_.first.begin() + static_cast<std::ptrdiff_t>(a) + 1, box_.first.end(),
+                              at_.begin() + static_cast<std::ptrdiff_t>(a) + 1);
+                    return true;
+                } else {
+                    ++a;
+                }
+            }
+            return true;
+        }
+
+        const bound& n_;
+        typename bound::box box_{};
+        per_axis step_{}, at_{};
+        index end_, row_ = 0, extra_ = 0;
+        bool inside_ = false;
+    };
+
+    // The windows of at most 64 queries, which are few along each axis where the queries are a patch.
+    class seen_by_strip {
+    public:
+        seen_by_strip(const bound& n, const index* queries, int count) : n_(n), all_(~std::uint64_t{0} >> (64 - count)) {
+            std::size_t near[N] = {};
+            n.each_point(queries, count, [&](index i, const per_axis& at) {
+                for (std::size_t a = 0; a < at.size(); ++a) {
+                    std::size_t& c = near[a];
+                    const std::size_t known = windows_[a].size();
+                    if (c < known && windows_[a][c].of == at[a]) {
+                    } else if (c + 1 < known && windows_[a][c + 1].of == at[a]) {
+                        ++c;
+                    } else {
+                        for (c = 0; c < known && windows_[a][c].of != at[a];) ++c;
+                        if (c == known) windows_[a].add({at[a], n.axes_[a].of(at[a]), 0});
+                    }
+                    windows_[a][c].queries |= std::uint64_t{1} << i;
+                }
+            });
+        }
+        void bits(const index* keys, int count, std::uint64_t* rows) const {
+            constexpr std::size_t last = N - 1;
+            const index length = n_.axes_[last].length, step = n_.axes_[last].dilation;
+            for (int i = 0; i < count;) {
+                if (keys[i] >= n_.tokens_) {
+                    rows[i++] = all_;
+                    continue;
+                }
+                const auto key = n_.grid_.point_of(keys[i]);
+                int end = i + 1;
+                for (index x = key[last] + step; end < count && x < length && keys[end] == keys[end - 1] + step; x += step) ++end;
+                std::uint64_t outer = all_;
+                for (std::size_t a = 0; a < last; ++a) {
+                    std::uint64_t some = 0;
+                    for (const entry& e : windows_[a])
+                        if (e.seen.first <= key[a] && key[a] <= e.seen.last && (key[a] - e.seen.first) % n_.axes_[a].dilation == 0)
+                            some |= e.queries;
+                    outer &= some;
+                }
+                std::fill(rows + i, rows + end, std::uint64_t{0});
+                if (outer != 0) along_row(key[last], end - i, rows + i, outer);
+                i = end;
+            }
+        }
+
+    private:
+        struct entry {
+            index of;
+            neighborhood_axis::window seen;
+            std::uint64_t queries;
+        };
+        class entries {
+        public:
+            std::size_t size() const { return size_; }
+            void add(const entry& e) { list_[size_++] = e; }
+            entry& operator[](std::size_t i) { return list_[i]; }
+            const entry* begin() const { return list_; }
+            const entry* end() const { return list_ + size_; }
+
+        private:
+            std::size_t size_ = 0;
+            entry list_[64];
+        };
+
+        // Keys x, x + dilation ... along the last axis: a window is a bit that is switched on at its first one and off behind its last one.
+        void along_row(index x, int count, std::uint64_t* rows, std::uint64_t outer) const {
+            const index step = n_.axes_[N - 1].dilation;
+            const auto steps_to = [&](index to) { return step == 1 ? to - x : (to - x) / step; };
+            for (const entry& e : windows_[N - 1]) {
+                if ((step > 1 && (x - e.seen.first) % step != 0) || e.seen.last < x) continue;
+                const index on = std::max<index>(0, steps_to(e.seen.first)), off = steps_to(e.seen.last) + 1;
+                if (on >= count) continue;
+                rows[on] ^= e.queries;
+                if (off < count) rows[off] ^= e.queries;
+            }
+            rows[0] &= outer;
+            for (int i = 1; i < count; ++i) rows[i] = (rows[i] & outer) ^ rows[i - 1];
+        }
+
+        const bound& n_;
+        std::uint64_t all_;
+        entries windows_[N];
+    };
     constexpr bound bind(const extents& e) const { return {*this, e}; }
+    neighborhood_order<N> order(const tiling& t) const {
+        std::array<neighborhood_axis, static_cast<std::size_t>(N)> axes;
+        for (int a = 0; a < N; ++a) axes[static_cast<std::size_t>(a)] = along(a);
+        return {axes, t};
+    }
 
     void check(const char* door, const extents& e) const {
         for (int a = 0; a < N; ++a) along(a).check(door, a);

@@ -23,6 +23,11 @@ struct neighborhood_axis {
         constexpr bool operator==(const window&) const = default;
     };
     constexpr window of(index i) const {
+        if (dilation == 1 && stride == 1) {
+            if (is_causal) return {std::max<index>(i - kernel_size + 1, 0), i};
+            const index first = std::clamp<index>(i - kernel_size / 2, 0, length - kernel_size);
+            return {first, first + kernel_size - 1};
+        }
         const index group = i % dilation, t = i / dilation, members = (length - group + dilation - 1) / dilation;
         const index leader = std::min(t - t % stride + (is_causal ? stride - 1 : stride / 2), members - 1);
         if (is_causal) return {group + dilation * std::max<index>(leader - kernel_size + 1, 0), i};

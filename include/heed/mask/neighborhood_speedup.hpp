@@ -5,6 +5,7 @@
 // Hassani et al. 2025, appendix B.1); mean_tile takes the mean, as a CPU that runs them one after the other.
 #pragma once
 
+#include <heed/mask/neighborhood.hpp>
 #include <heed/mask/neighborhood_axis.hpp>
 
 #include <algorithm>
@@ -77,6 +78,15 @@ neighborhood_prediction<static_cast<int>(N)> neighborhood_speedup(const std::arr
         r.mean_tile *= static_cast<double>(r.key_tiles[a]) * static_cast<double>(r.query_tiles[a]) / static_cast<double>(r.visited_sum[a]);
     }
     return r;
+}
+
+// With the engine's own tiles, which plan(...).tiles tells: its patches, and single keys, as it gathers those that a patch sees.
+template <int N>
+neighborhood_prediction<N> neighborhood_speedup(const neighborhood<N>& n, const tiling& tiles) {
+    typename neighborhood<N>::per_axis one;
+    one.fill(1);
+    for (int a = 0; a < N; ++a) n.along(a).check("neighborhood_speedup", a);
+    return neighborhood_speedup(n.grid, n.kernel_size, n.stride, n.dilation, n.is_causal, n.order(tiles).tile(), one);
 }
 
 }  // namespace heed::inline HEED_ISA

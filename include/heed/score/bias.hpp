@@ -35,7 +35,8 @@ struct bias {
             const index n = t.query_end - t.query_begin, m = t.key_end - t.key_begin;
             const T* from = &values(b, h, t.query_begin - offset, t.key_begin);
             if constexpr (std::is_same_v<U, T>) {
-                if (values.stride(3) == 1) return transpose_into(rows_apart<U>{from, values.stride(2)}, n, m, rows, stride, U{1});
+                if (values.stride(3) == 1)
+                    return transpose_into(rows_apart<const U>{from, values.stride(2)}, n, m, rows_apart<U>{rows, stride}, U{1});
             }
             for (index j = 0; j < m; ++j)
                 for (index i = 0; i < n; ++i) rows[j * stride + i] = static_cast<U>(from[i * values.stride(2) + j * values.stride(3)]);

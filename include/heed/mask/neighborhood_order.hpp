@@ -1,0 +1,155 @@
+// neighborhood_order: the queries of a neighborhood in patches of the grid, so that the union of a patch's windows is small.
+//
+// Dilation groups come one after the other, as their windows have no key in common; a group is cut into patches, and the tokens of a
+// patch follow each other row by row. The patch is the one with the least predicted work of the engine: keys times vectors of queries
+// that meet them, and what every visited tile, fetched key and strip costs besides.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/mask/neighborhood_axis.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+
+namespace heed::inline HEED_ISA {
+
+template <int N>
+class neighborhood_order {
+public:
+    using per_axis = std::array<index, static_cast<std::size_t>(N)>;
+
+    neighborhood_order(const std::array<neighborhood_axis, static_cast<std::size_t>(N)>& axes, const tiling& tiles)
+        : axes_(axes), tiles_(tiles) {
+        per_axis patch{};
+        double best = -1;
+        choose(patch, 0, 1, best);
+        blocks_ = 1;
+        for (std::size_t a = 0; a < axes_.size(); ++a) {
+            patches_[a] = (members(a) + patch_[a] - 1) / patch_[a];
+            blocks_ *= patches_[a] * axes_[a].dilation;
+        }
+    }
+
+    // Tokens of a patch along each axis, members of one dilation group.
+    const per_axis& patch() const { return patch_; }
+    // Queries that the engine takes together: the part of a patch that is a strip, or a patch whose rows do not fill whole strips.
+    per_axis tile() const {
+        const part s = strip_of(patch_);
+        return s.whole ? s.size : patch_;
+    }
+    index blocks() const { return blocks_; }
+    int most() const {
+        index n = 1;
+        for (const index size : patch_) n *= size;
+        return static_cast<int>(n);
+    }
+    int block(index i, index* rows) const {
+        per_axis first{}, count{};
+        for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) first[a] = i % patches_[a] * patch_[a];
+        for (std::size_t a = axes_.size(); a-- > 0;) {
+            const index length = axes_[a].length, dilation = axes_[a].dilation, group = i % dilation,
+                        left = (length - group + dilation - 1) / dilation - first[a];
+            i /= dilation;
+            if (left <= 0) return 0;
+            count[a] = std::min(left, patch_[a]);
+            first[a] = group + dilation * first[a];
+        }
+        // Rows of the patch along the last axis, of which those along the axes before make one list.
+        index starts[3] = {0, 0, 0}, strides[3] = {0, 0, 0}, counts[3] = {1, 1, 1}, stride = 1;
+        for (std::size_t a = axes_.size(), j = 3; a-- > 0; stride *= axes_[a].length) {
+            --j;
+            starts[j] = first[a] * stride;
+            strides[j] = axes_[a].dilation * stride;
+            counts[j] = count[a];
+        }
+        int n = 0;
+        for (index x = 0; x < counts[0]; ++x)
+            for (index y = 0; y < counts[1]; ++y)
+                for (index z = 0; z < counts[2]; ++z)
+                    rows[n++] = starts[0] + starts[1] + starts[2] + x * strides[0] + y * strides[1] + z * strides[2];
+        return n;
+    }
+
+private:
+    // In the time of one vector of queries by one key: a visit of a tile by a strip, a fetched key, a strip, a lone vector's slowness.
+    static constexpr double tile_cost = 5, key_cost = 0.3, strip_cost = 40, lone_vector = 1.25;
+    static constexpr index most_spans = 256;
+
+    index members(std::size_t a) const { return (axes_[a].length + axes_[a].dilation - 1) / axes_[a].dilation; }
+
+    // Keys that patches of `size` members meet along an axis, summed over the patches of the first group; of many patches a sample.
+    double spans(std::size_t a, index size) {
+        double& known = spans_[a][static_cast<std::size_t>(size - 1)];
+        if (known > 0) return known;
+        const index all = members(a), patches = (all + size - 1) / size, taken = std::min<index>(patches, 16);
+        const neighborhood_axis& axis = axes_[a];
+        double sum = 0;
+        for (index i = 0; i < taken; ++i) {
+            const index begin = i * patches / taken * size, end = std::min(begin + size, all);
+            sum +=
+                static_cast<double>((axis.of((end - 1) * axis.dilation).last - axis.of(begin * axis.dilation).first) / axis.dilation + 1);
+        }
+        return known = sum * static_cast<double>(patches) / static_cast<double>(taken);
+    }
+
+    void choose(per_axis& patch, std::size_t a, index queries, double& best) {
+        if (a == axes_.size()) {
+            const double w = work(patch, queries);
+            if (best >= 0 && w >= best) return;
+            best = w;
+            patch_ = patch;
+            return;
+        }
+        const index most = std::min({members(a), tiles_.block / queries, most_spans}), stride = axes_[a].stride;
+        const auto take = [&](index size) {
+            patch[a] = size;
+            choose(patch, a + 1, queries * size, best);
+        };
+        for (index size = 1; size < most; size *= 2) {
+            take(size);
+            if (size * 3 / 2 > size && size * 3 / 2 < most) take(size * 3 / 2);
+        }
+        for (index size = stride; size < most; size *= 2)
+            if ((size & (size - 1)) != 0) take(size);
+        take(most);
+    }
+    // What a strip of a patch covers along each axis; where rows of the patch do not make whole strips, a strip begins amid a row.
+    struct part {
+        per_axis size{};
+        bool whole = true;
+    };
+    part strip_of(const per_axis& patch) const {
+        part s;
+        index room = tiles_.strip;
+        for (std::size_t a = patch.size(); a-- > 0;) {
+            s.size[a] = std::min(patch[a], room);
+            if (s.whole && room > patch[a] && room % patch[a] != 0) s.whole = false;
+            if (!s.whole) s.size[a] = std::min(patch[a], room + 1);
+            room = (room + patch[a] - 1) / patch[a];
+        }
+        return s;
+    }
+    double work(const per_axis& patch, index queries) {
+        const auto strips = static_cast<double>((queries + tiles_.strip - 1) / tiles_.strip);
+        const per_axis strip = strips == 1 ? patch : strip_of(patch).size;
+        double blocks = 1, keys = 1, keys_of_strip = 1;
+        for (std::size_t a = 0; a < axes_.size(); ++a) {
+            const auto along = [&](index size) { return static_cast<double>((members(a) + size - 1) / size); };
+            blocks *= along(patch[a]);
+            keys *= spans(a, patch[a]) / along(patch[a]);
+            keys_of_strip *= spans(a, strip[a]) / along(strip[a]);
+        }
+        const auto vectors = static_cast<double>((queries + tiles_.vector - 1) / tiles_.vector);
+        const double product = (keys_of_strip + 8) * vectors * (vectors == 1 ? lone_vector : 1);
+        return blocks * (product + strips * (keys / 64 + 1) * tile_cost + keys * key_cost + strips * strip_cost);
+    }
+
+    std::array<neighborhood_axis, static_cast<std::size_t>(N)> axes_;
+    tiling tiles_;
+    per_axis patch_{}, patches_{};
+    index blocks_ = 0;
+    double spans_[N][most_spans] = {};
+};
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,156 @@
+// Masks that order the queries, beside policies that know of rows alone: every policy must be asked about the right pairs.
+#include "support/catch.hpp"
+#include "support/random.hpp"
+#include "support/shuffled_threads.hpp"
+#include "support/tensors.hpp"
+
+#include <heed/accumulate/dropout.hpp>
+#include <heed/accumulate/observe.hpp>
+#include <heed/attention.hpp>
+#include <heed/attention_backward.hpp>
+#include <heed/mask/causal.hpp>
+#include <heed/mask/neighborhood.hpp>
+#include <heed/reference.hpp>
+#include <heed/score/bias.hpp>
+#include <heed/score/relative_bias.hpp>
+
+#include <vector>
+
+using namespace heed_test;
+using heed::neighborhood;
+
+namespace {
+
+neighborhood<2> drawn_grid(random_source& r, heed::index most) {
+    neighborhood<2> n{.grid = {r.between(2, most), r.between(2, most)}, .kernel_size = {2, 2}};
+    for (std::size_t a = 0; a < 2; ++a) {
+        n.dilation[a] = r.chance(50) ? 1 : r.between(1, n.grid[a] / 2);
+        n.kernel_size[a] = r.between(2, n.grid[a] / n.dilation[a]);
+        n.stride[a] = r.chance(50) ? 1 : r.between(1, n.kernel_size[a]);
+        n.is_causal[a] = r.chance(30);
+    }
+    return n;
+}
+
+// One call forward and backward, engine against reference; policies(into) makes them with their destinations of `sizes` elements.
+template <class Policies>
+void compare(random_source& r, const heed::extents& e, const std::vector<heed::index>& sizes, const Policies& policies) {
+    const heed::index depth = r.between(1, 24), width = r.between(1, 24);
+    const auto q = normal_tensor<double>(r, {e.batch, e.heads, e.queries, depth});
+    const auto k = normal_tensor<double>(r, {e.batch, e.key_heads, e.keys, depth});
+    const auto v = normal_tensor<double>(r, {e.batch, e.key_heads, e.keys, width});
+    const auto d_out = normal_tensor<double>(r, {e.batch, e.heads, e.queries, width});
+    struct all {
+        answer<double> out;
+        tensor<double> q, k, v;
+        std::vector<std::vector<double>> rest;
+    };
+    const auto make = [&] {
+        all a{
+            answer<double>(d_out.view.shape), tensor<double>(q.view.shape), tensor<double>(k.view.shape), tensor<double>(v.view.shape), {}};
+        for (const heed::index n : sizes) a.rest.emplace_back(static_cast<std::size_t>(n), 7.0);
+        return a;
+    };
+    all exact = make();
+    std::apply(
+        [&](const auto&... p) {
+            heed::reference::attention(q.view, k.view, v.view, exact.out.result(), p...);
+            heed::reference::attention_backward(q.view, k.view, v.view, exact.out.result(), d_out.view, exact.q.view, exact.k.view,
+                                                exact.v.view, p...);
+        },
+        policies(exact.rest));
+    const auto run = [&](const auto& executor) {
+        all mine = make();
+        std::apply(
+            [&](const auto&... p) {
+                heed::attention(q.view, k.view, v.view, mine.out.result(), p..., executor);
+                heed::attention_backward(q.view, k.view, v.view, mine.out.result(), d_out.view, mine.q.view, mine.k.view, mine.v.view, p...,
+                                         executor);
+            },
+            policies(mine.rest));
+        return mine;
+    };
+    const all mine = run(heed::sequential{}), again = run(shuffled_threads{3, static_cast<unsigned>(r.between(1, 1000))});
+    const auto near = [](const auto& a, const auto& b) { return distance(elements(a), elements(b)) < 1e-10; };
+    CHECK(near(mine.out.out.view, exact.out.out.view));
+    CHECK(near(mine.out.lse, exact.out.lse));
+    CHECK(near(mine.q.view, exact.q.view));
+    CHECK(near(mine.k.view, exact.k.view));
+    CHECK(near(mine.v.view, exact.v.view));
+    CHECK(same_bits(elements(mine.out.out.view), elements(again.out.out.view)));
+    CHECK(same_bits(elements(mine.q.view), elements(again.q.view)));
+    CHECK(same_bits(elements(mine.k.view), elements(again.k.view)));
+    CHECK(same_bits(elements(mine.v.view), elements(again.v.view)));
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        CHECK(distance(mine.rest[i], exact.rest[i]) < 1e-10);
+        CHECK(same_bits(mine.rest[i], again.rest[i]));
+    }
+}
+std::vector<double> normal_values(random_source& r, heed::index n) {
+    std::vector<double> values(static_cast<std::size_t>(n));
+    for (double& x : values) x = r.normal();
+    return values;
+}
+
+}  // namespace
+
+TEST_CASE("a neighborhood beside masks and score modifications that know of rows alone") {
+    random_source r(41);
+    for (int i = 0; i < 30; ++i) {
+        const auto n = drawn_grid(r, 13);
+        const heed::extents e{r.between(1, 2), 4, r.one_of<heed::index>({1, 2, 4}), n.tokens(), n.tokens()};
+        const auto odd = heed::mask_mod([](heed::index, heed::index h, heed::index q, heed::index k) { return (q + k + h) % 3 != 0; });
+        const auto by_distance = heed::score_mod([](auto s, auto at) { return s * 0.5 - at.distance() * 0.01; });
+        INFO("call " << i << ", grid " << n.grid[0] << " x " << n.grid[1]);
+        compare(r, e, {}, [&](auto&) { return std::tuple{n, odd, heed::causal, by_distance, heed::cosine{.temperature = 0.7}}; });
+    }
+}
+
+TEST_CASE("a neighborhood beside learned biases, dropped weights and sums over columns") {
+    random_source r(42);
+    for (int i = 0; i < 30; ++i) {
+        const auto n = drawn_grid(r, 11);
+        const heed::extents e{r.between(1, 2), 2, r.one_of<heed::index>({1, 2}), n.tokens(), n.tokens()};
+        const std::array<heed::index, 3> table_shape{2, 2 * n.kernel_size[0] - 1, 2 * n.kernel_size[1] - 1};
+        const std::array<heed::index, 4> bias_shape{1, 2, e.queries, e.keys};
+        const heed::index entries = table_shape[0] * table_shape[1] * table_shape[2], pairs = 2 * e.queries * e.keys;
+        const auto table = normal_values(r, entries), bias = normal_values(r, pairs);
+        INFO("call " << i << ", grid " << n.grid[0] << " x " << n.grid[1]);
+        compare(r, e, {entries, pairs, e.batch * e.heads * e.keys}, [&](auto& into) {
+            const auto view = [](auto* data, const auto& shape) {
+                return heed::view<std::remove_pointer_t<decltype(data)>,
+                                  static_cast<int>(std::tuple_size_v<std::decay_t<decltype(shape)>>)>(data, shape,
+                                                                                                      heed::layout::dense(shape));
+            };
+            return std::tuple{
+                heed::with_gradient(heed::relative_bias(n, view(table.data(), table_shape)), view(into[0].data(), table_shape)), n,
+                heed::dropout{.p = 0.2, .seed = 7},
+                heed::with_gradient(heed::bias{view(bias.data(), bias_shape)}, view(into[1].data(), bias_shape)),
+                heed::column_sums<double>{heed::bht(into[2].data(), e.batch, e.heads, e.keys)}};
+        });
+    }
+}
+
+TEST_CASE("sequences of a ragged batch are grids of one shape, and many keys are cut into parts") {
+    random_source r(43);
+    const neighborhood<2> n{.grid = {5, 6}, .kernel_size = {3, 4}, .stride = {1, 2}, .dilation = {1, 1}};
+    const std::vector<std::int32_t> ends{0, 30, 60, 90};
+    compare(r, {1, 2, 1, 90, 90}, {}, [&](auto&) { return std::tuple{n, heed::segments{ends, ends}}; });
+    const neighborhood<1> line{.grid = {5000}, .kernel_size = {40}, .stride = {3}, .dilation = {2}};
+    compare(r, {1, 1, 1, 5000, 5000}, {}, [&](auto&) { return std::tuple{line}; });
+    const neighborhood<2> wide{.grid = {40, 33}, .kernel_size = {20, 16}};
+    compare(r, {1, 1, 1, 1320, 1320}, {}, [&](auto&) { return std::tuple{wide}; });
+}
+
+TEST_CASE("NaN in keys that no query of a patch sees stays out, in others it shows") {
+    random_source r(44);
+    const neighborhood<2> n{.grid = {12, 20}, .kernel_size = {5, 5}};
+    const auto mask = n.bind({1, 1, 1, 240, 240});
+    auto q = normal_tensor<float>(r, {1, 1, 240, 32}), k = normal_tensor<float>(r, {1, 1, 240, 32}),
+         v = normal_tensor<float>(r, {1, 1, 240, 32});
+    const heed::index poisoned = 123;
+    for (heed::index d = 0; d < 32; ++d) v.view(0, 0, poisoned, d) = NAN;
+    answer<float> out({1, 1, 240, 32});
+    heed::attention(q.view, k.view, v.view, out.result(), n);
+    for (heed::index row = 0; row < 240; ++row) CHECK(std::isnan(out.out.view(0, 0, row, 3)) == mask.allows(0, 0, row, poisoned));
+}
