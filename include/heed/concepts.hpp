@@ -106,6 +106,7 @@ struct position {
 //   S parameter_slope(S score, const position<S>&) optional: derivative by the mod's own parameter, for with_gradient
 //   void collect(b, h, tile, const T* rows, index stride, into)   for with_gradient of a staged mod: adds the gradient of the
 //                                                  staged parameters of a tile to the destination
+//   stage, collect with a pair_lists for the tile  optional: without them an ordered mask's tiles come rectangle by rectangle
 //   gradient_sharing sharing(extents)              with collect: who adds to the same elements of the destination
 // Law: lanes and scalars agree within rounding. Smallest model: struct twice { using axis = axes::score; auto operator()(auto s, auto)
 // const { return s + s; } };

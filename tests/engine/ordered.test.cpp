@@ -1,16 +1,13 @@
 // Masks that order the queries, beside policies that know of rows alone: every policy must be asked about the right pairs.
+#include "support/agreement.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
-#include "support/shuffled_threads.hpp"
-#include "support/tensors.hpp"
 
 #include <heed/accumulate/dropout.hpp>
 #include <heed/accumulate/observe.hpp>
 #include <heed/attention.hpp>
-#include <heed/attention_backward.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/neighborhood.hpp>
-#include <heed/reference.hpp>
 #include <heed/score/bias.hpp>
 #include <heed/score/relative_bias.hpp>
 
@@ -32,60 +29,6 @@ neighborhood<2> drawn_grid(random_source& r, heed::index most) {
     return n;
 }
 
-// One call forward and backward, engine against reference; policies(into) makes them with their destinations of `sizes` elements.
-template <class Policies>
-void compare(random_source& r, const heed::extents& e, const std::vector<heed::index>& sizes, const Policies& policies) {
-    const heed::index depth = r.between(1, 24), width = r.between(1, 24);
-    const auto q = normal_tensor<double>(r, {e.batch, e.heads, e.queries, depth});
-    const auto k = normal_tensor<double>(r, {e.batch, e.key_heads, e.keys, depth});
-    const auto v = normal_tensor<double>(r, {e.batch, e.key_heads, e.keys, width});
-    const auto d_out = normal_tensor<double>(r, {e.batch, e.heads, e.queries, width});
-    struct all {
-        answer<double> out;
-        tensor<double> q, k, v;
-        std::vector<std::vector<double>> rest;
-    };
-    const auto make = [&] {
-        all a{
-            answer<double>(d_out.view.shape), tensor<double>(q.view.shape), tensor<double>(k.view.shape), tensor<double>(v.view.shape), {}};
-        for (const heed::index n : sizes) a.rest.emplace_back(static_cast<std::size_t>(n), 7.0);
-        return a;
-    };
-    all exact = make();
-    std::apply(
-        [&](const auto&... p) {
-            heed::reference::attention(q.view, k.view, v.view, exact.out.result(), p...);
-            heed::reference::attention_backward(q.view, k.view, v.view, exact.out.result(), d_out.view, exact.q.view, exact.k.view,
-                                                exact.v.view, p...);
-        },
-        policies(exact.rest));
-    const auto run = [&](const auto& executor) {
-        all mine = make();
-        std::apply(
-            [&](const auto&... p) {
-                heed::attention(q.view, k.view, v.view, mine.out.result(), p..., executor);
-                heed::attention_backward(q.view, k.view, v.view, mine.out.result(), d_out.view, mine.q.view, mine.k.view, mine.v.view, p...,
-                                         executor);
-            },
-            policies(mine.rest));
-        return mine;
-    };
-    const all mine = run(heed::sequential{}), again = run(shuffled_threads{3, static_cast<unsigned>(r.between(1, 1000))});
-    const auto near = [](const auto& a, const auto& b) { return distance(elements(a), elements(b)) < 1e-10; };
-    CHECK(near(mine.out.out.view, exact.out.out.view));
-    CHECK(near(mine.out.lse, exact.out.lse));
-    CHECK(near(mine.q.view, exact.q.view));
-    CHECK(near(mine.k.view, exact.k.view));
-    CHECK(near(mine.v.view, exact.v.view));
-    CHECK(same_bits(elements(mine.out.out.view), elements(again.out.out.view)));
-    CHECK(same_bits(elements(mine.q.view), elements(again.q.view)));
-    CHECK(same_bits(elements(mine.k.view), elements(again.k.view)));
-    CHECK(same_bits(elements(mine.v.view), elements(again.v.view)));
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-        CHECK(distance(mine.rest[i], exact.rest[i]) < 1e-10);
-        CHECK(same_bits(mine.rest[i], again.rest[i]));
-    }
-}
 std::vector<double> normal_values(random_source& r, heed::index n) {
     std::vector<double> values(static_cast<std::size_t>(n));
     for (double& x : values) x = r.normal();
@@ -102,7 +45,8 @@ TEST_CASE("a neighborhood beside masks and score modifications that know of rows
         const auto odd = heed::mask_mod([](heed::index, heed::index h, heed::index q, heed::index k) { return (q + k + h) % 3 != 0; });
         const auto by_distance = heed::score_mod([](auto s, auto at) { return s * 0.5 - at.distance() * 0.01; });
         INFO("call " << i << ", grid " << n.grid[0] << " x " << n.grid[1]);
-        compare(r, e, {}, [&](auto&) { return std::tuple{n, odd, heed::causal, by_distance, heed::cosine{.temperature = 0.7}}; });
+        check_against_reference(r, e, {},
+                                [&](auto&) { return std::tuple{n, odd, heed::causal, by_distance, heed::cosine{.temperature = 0.7}}; });
     }
 }
 
@@ -116,7 +60,7 @@ TEST_CASE("a neighborhood beside learned biases, dropped weights and sums over c
         const heed::index entries = table_shape[0] * table_shape[1] * table_shape[2], pairs = 2 * e.queries * e.keys;
         const auto table = normal_values(r, entries), bias = normal_values(r, pairs);
         INFO("call " << i << ", grid " << n.grid[0] << " x " << n.grid[1]);
-        compare(r, e, {entries, pairs, e.batch * e.heads * e.keys}, [&](auto& into) {
+        check_against_reference(r, e, {entries, pairs, e.batch * e.heads * e.keys}, [&](auto& into) {
             const auto view = [](auto* data, const auto& shape) {
                 return heed::view<std::remove_pointer_t<decltype(data)>,
                                   static_cast<int>(std::tuple_size_v<std::decay_t<decltype(shape)>>)>(data, shape,
@@ -135,11 +79,11 @@ TEST_CASE("sequences of a ragged batch are grids of one shape, and many keys are
     random_source r(43);
     const neighborhood<2> n{.grid = {5, 6}, .kernel_size = {3, 4}, .stride = {1, 2}, .dilation = {1, 1}};
     const std::vector<std::int32_t> ends{0, 30, 60, 90};
-    compare(r, {1, 2, 1, 90, 90}, {}, [&](auto&) { return std::tuple{n, heed::segments{ends, ends}}; });
+    check_against_reference(r, {1, 2, 1, 90, 90}, {}, [&](auto&) { return std::tuple{n, heed::segments{ends, ends}}; });
     const neighborhood<1> line{.grid = {5000}, .kernel_size = {40}, .stride = {3}, .dilation = {2}};
-    compare(r, {1, 1, 1, 5000, 5000}, {}, [&](auto&) { return std::tuple{line}; });
+    check_against_reference(r, {1, 1, 1, 5000, 5000}, {}, [&](auto&) { return std::tuple{line}; });
     const neighborhood<2> wide{.grid = {40, 33}, .kernel_size = {20, 16}};
-    compare(r, {1, 1, 1, 1320, 1320}, {}, [&](auto&) { return std::tuple{wide}; });
+    check_against_reference(r, {1, 1, 1, 1320, 1320}, {}, [&](auto&) { return std::tuple{wide}; });
 }
 
 TEST_CASE("NaN in keys that no query of a patch sees stays out, in others it shows") {

@@ -1,15 +1,12 @@
 #include "laws/mask.hpp"
 #include "laws/order.hpp"
+#include "support/agreement.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
-#include "support/tensors.hpp"
 
-#include <heed/attention.hpp>
-#include <heed/attention_backward.hpp>
 #include <heed/mask/algebra.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/windows.hpp>
-#include <heed/reference.hpp>
 
 #include <algorithm>
 #include <array>
@@ -181,34 +178,8 @@ TEST_CASE("forward and backward in drawn windows agree with the reference") {
     heed_test::random_source r(7);
     const auto compare = [&](const auto& w) {
         INFO(text(w));
-        const heed::index heads = 4, key_heads = r.one_of<heed::index>({1, 2, 4}), batch = r.between(1, 2), depth = r.between(1, 20),
-                          width = r.between(1, 20);
-        const auto q = heed_test::normal_tensor<double>(r, {batch, heads, w.tokens(), depth});
-        const auto k = heed_test::normal_tensor<double>(r, {batch, key_heads, w.tokens(), depth});
-        const auto v = heed_test::normal_tensor<double>(r, {batch, key_heads, w.tokens(), width});
-        const auto d_out = heed_test::normal_tensor<double>(r, {batch, heads, w.tokens(), width});
-        struct all {
-            heed_test::answer<double> out;
-            heed_test::tensor<double> q, k, v;
-        };
-        const auto make = [&] {
-            return all{heed_test::answer<double>(d_out.view.shape), heed_test::tensor<double>(q.view.shape),
-                       heed_test::tensor<double>(k.view.shape), heed_test::tensor<double>(v.view.shape)};
-        };
-        all mine = make(), exact = make();
-        heed::attention(q.view, k.view, v.view, mine.out.result(), w);
-        heed::reference::attention(q.view, k.view, v.view, exact.out.result(), w);
-        heed::attention_backward(q.view, k.view, v.view, mine.out.result(), d_out.view, mine.q.view, mine.k.view, mine.v.view, w);
-        heed::reference::attention_backward(q.view, k.view, v.view, exact.out.result(), d_out.view, exact.q.view, exact.k.view,
-                                            exact.v.view, w);
-        const auto near = [](const auto& a, const auto& b) {
-            return heed_test::distance(heed_test::elements(a), heed_test::elements(b)) < 1e-11;
-        };
-        CHECK(near(mine.out.out.view, exact.out.out.view));
-        CHECK(near(mine.out.lse, exact.out.lse));
-        CHECK(near(mine.q.view, exact.q.view));
-        CHECK(near(mine.k.view, exact.k.view));
-        CHECK(near(mine.v.view, exact.v.view));
+        const heed::extents e{r.between(1, 2), 4, r.one_of<heed::index>({1, 2, 4}), w.tokens(), w.tokens()};
+        heed_test::check_against_reference(r, e, {}, [&](auto&) { return std::tuple{w}; });
     };
     for (int i = 0; i < 15; ++i) {
         compare(draw<1>(r, 300));

@@ -1,9 +1,9 @@
 // The forward engine: strips of queries by tiles of keys, for any models of the axes.
 //
 // A block is a few strips of one sequence and head that share each tile of keys while it is in the cache. Its queries are neighbours, or
-// what the mask puts together (engine/pairs.hpp); a tile is the next keys that any of them sees. Work is cut at boundaries
-// that depend on shapes alone (blocks; and fixed parts of the keys, where there are few blocks), and parts are merged in their order:
-// any executor and any number of threads give the same bits.
+// what the mask puts together (engine/pairs.hpp); a tile is the next keys that any of them sees. Work is cut at boundaries that depend on
+// shapes and the mask alone (blocks; and fixed parts of the keys, where there are few blocks), and parts are merged in their order: any
+// executor and any number of threads give the same bits.
 #pragma once
 
 #include <heed/engine/plan.hpp>
