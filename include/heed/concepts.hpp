@@ -5,7 +5,9 @@
 #pragma once
 
 #include <heed/config.hpp>
+#include <heed/tensor/view.hpp>
 
+#include <array>
 #include <concepts>
 #include <cstdint>
 #include <limits>
@@ -165,6 +167,67 @@ struct whole_weights {
 //                                                  tiles of one head that share a key never come at the same time
 //   void check(const char* door, extents)          optional, as for masks
 
+// Row `at` of a call of the linear door, for one query head of one batch entry.
+struct token {
+    index batch = 0, head = 0, at = 0;
+};
+// What a recurrence works on; d_k and d_v are the features of keys and values as the recurrence sees them.
+struct recurrence_extents {
+    index batch = 0, heads = 0, tokens = 0, d_k = 0, d_v = 0;
+};
+
+// Recurrence: how is a state updated by a key and a value, and read by a query? A token is written first, then read. A state is a
+// matrix of T for each batch entry and query head.
+//   Either, at any speed,
+//     void update(const view<T, 2>& state, const T* k, const T* v, token)
+//     void read(const view<const T, 2>& state, const T* q, T* o, token)     o: d_v elements, overwritten
+//   or, as the fast family S <- diag(exp g) S + k (v - [S^T k])^T scaled, o = S^T q, with a state of d_k x d_v,
+//     static constexpr bool outer_products = true
+//     void decay(batch, head, first, count, double* g)           logarithms of decays, at most 0, of rows first, first + 1, ...: one a
+//     void decay(batch, head, first, count, double* g)            logarithms of decays, at most 0, of rows first, first + 1, ...: one a
+//                                                                 row, or, if `channelwise`, d_k a row; without it none
+//     void strength(batch, head, first, count, double* beta)      the delta rule: k (v - S^T k)^T times beta is added, not k v^T
+//     static constexpr bool constant = true                       promises that the decay of every row of a head is the same
+//   Optional, for the first kind:
+//     std::array<index, 2> state_shape(d_k, d_v)                  default {d_k, d_v}
+//     void chunk(const view<T, 2>& state, const T* const* q, const T* const* k, const T* const* v, T* const* o, token first, count,
+//                T* scratch)                                      several rows at once; scratch of chunk_scratch(extents, count)
+//     and for the backward, where `sums` are gradient_sums(extents) doubles, private to a batch entry and head, that start as 0 and that
+//     collect(batch, head, sums, into) adds to the gradients of parameters in a fixed order; `into` holds destinations, of which any
+//     may be null, see `gradients` of the rule and with_gradient:
+//     void read_backward(const view<const T, 2>& state, const T* q, const T* d_o, token, const view<T, 2>& d_state, T* dq, double* sums,
+//                        const gradients& into)                   adds to d_state, writes dq
+//     void update_backward(const view<const T, 2>& before, const T* k, const T* v, token, const view<T, 2>& d_state, T* dk, T* dv,
+//                          double* sums, const gradients& into)   d_state: of the state after, becomes that of the state before
+//     void chunk_backward(const view<const T, 2>& before, q, k, v, const T* const* d_o, token first, count, const view<T, 2>& d_state,
+//                         T* const* dq, T* const* dk, T* const* dv, T* scratch, double* sums, const gradients& into)
+//   For all: void start(const view<T, 2>& state, batch, head)     what make_state fills in, default zeros
+//            void start_backward(const view<const T, 2>& d_state, batch, head, into)   gradient of what start filled in, added
+//            void check(const char* door, const recurrence_extents&)
+//            void check_gradients(const char* door, const gradients&, const recurrence_extents&)
+// Laws: any split into chunks and calls gives the same within rounding; backward = finite differences.
+// Smallest model: struct last { using axis = axes::recurrence; update(s, k, v, t) { s(0, e) = v[e] }, read(s, q, o, t) { o[e] = s(0, e) }
+// };
+template <class R>
+concept OuterProductRecurrence = requires { requires R::outer_products; };
+template <class R, class T>
+concept TokenRecurrence = requires(const R& r, const view<T, 2>& state, const view<const T, 2>& seen, const T* x, T* o, token t) {
+    r.update(state, x, x, t);
+    r.read(seen, x, o, t);
+};
+template <class R, class T>
+concept Recurrence = OuterProductRecurrence<R> || TokenRecurrence<R, T>;
+
+// FeatureMap: what do keys and queries become before they meet?
+//   index features(d)                                            how many there are of d
+//   void map(const T* x, index d, T* to, bool of_query)
+//   void back(const T* x, const T* d_mapped, index d, T* dx, bool of_query)     optional, for the backward
+template <class F, class T>
+concept FeatureMap = requires(const F& f, const T* x, T* to, index d) {
+    { f.features(d) } -> std::convertible_to<index>;
+    f.map(x, d, to, true);
+};
+
 // Executor: runs f(task, worker) for every task in [0, n), worker in [0, workers()), and returns when all are done; two tasks at a
 // time never share a worker. An exception of a task reaches the caller. Law: results do not depend on the executor.
 template <class E>
@@ -258,9 +321,16 @@ constexpr auto bind(const P& p, const extents& e) {
     else
         return p;
 }
-template <class P>
-void check(const P& p, const char* door, const extents& e) {
+template <class P, class Extents>
+void check(const P& p, const char* door, const Extents& e) {
     if constexpr (requires { p.check(door, e); }) p.check(door, e);
+}
+template <class R>
+constexpr std::array<index, 2> state_shape(const R& r, index d_k, index d_v) {
+    if constexpr (requires { r.state_shape(d_k, d_v); })
+        return r.state_shape(d_k, d_v);
+    else
+        return {d_k, d_v};
 }
 // Whether every pair of a partial tile is asked for alone, anywhere in the mask.
 template <class M>

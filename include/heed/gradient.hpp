@@ -44,6 +44,14 @@ constexpr auto with_gradient(const Model& model, Range&& into) {
     return learned<Model, decltype(std::span(into))>{{model}, std::span(into)};
 }
 
+// A recurrence: destinations for what it can be learned by, named in its `gradients`.
+template <Policy Model>
+    requires requires { typename Model::gradients; }
+constexpr learned<Model, typename Model::gradients> with_gradient(const Model& model,
+                                                                  const std::type_identity_t<typename Model::gradients>& into) {
+    return {{model}, into};
+}
+
 template <class M>
 inline constexpr bool is_learned = false;
 template <class M, class Into>

@@ -9,6 +9,8 @@
 #include <heed/attention_backward.hpp>
 #include <heed/gradient.hpp>
 #include <heed/kernel/dual.hpp>
+#include <heed/linear_attention.hpp>
+#include <heed/linear_attention_backward.hpp>
 #include <heed/mask/algebra.hpp>
 #include <heed/mask/block.hpp>
 #include <heed/mask/causal.hpp>
@@ -21,6 +23,10 @@
 #include <heed/mask/view.hpp>
 #include <heed/mask/window.hpp>
 #include <heed/mask/windows.hpp>
+#include <heed/recurrence/features.hpp>
+#include <heed/recurrence/gates.hpp>
+#include <heed/recurrence/linear.hpp>
+#include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
 #include <heed/score/bias.hpp>
 #include <heed/score/region_bias.hpp>

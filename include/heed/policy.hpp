@@ -21,6 +21,15 @@ struct accumulator {};   // how do scores become weights?
 struct weight {};        // with what factor does a weight reach the values?
 struct observer {};      // who sees the weights and their gradients?
 struct sequences {};     // which rows belong together?
+struct recurrence {};    // how is a state updated and read?
+struct features {};      // what do queries and keys become first?
+struct normaliser {};    // what are sums over values divided by?
+struct key_gate {};      // with what factor does a key count?
+struct value_gate {};    // and a value?
+struct direction {};     // does a token see those after it?
+struct order {};         // in which order do tokens come?
+struct chunking {};      // how many tokens at once?
+struct sum {};           // is the output overwritten or added to?
 struct executor {};      // on which threads?
 struct memory {};        // where do intermediate results live?
 struct requirement {};   // what must the plan hold?

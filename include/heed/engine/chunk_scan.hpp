@@ -1,0 +1,282 @@
+// The linear door's forward: heads by heads, chunk by chunk, the state carried along.
+//
+// Fewer heads than workers: what chunks add to the state does not depend on it (without the delta rule), so that a wave of chunks is
+// summed side by side, states are carried through the wave, and outputs follow side by side; the bits are those of one thread, because
+// every chunk's part of the state is summed from zero in either case. A few tokens alone update the state in place, row by row.
+#pragma once
+
+#include <heed/engine/outer_chunk.hpp>
+#include <heed/engine/outer_token.hpp>
+#include <heed/engine/recurrent_problem.hpp>
+#include <heed/engine/rule_chunk.hpp>
+#include <heed/engine/token_rows.hpp>
+#include <heed/engine/workspace.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+// What a call of the linear door will do, known before it starts.
+struct linear_plan {
+    const char* isa = "";
+    const char* kernel = "";  // "chunk scan", "token by token", "chunks of the rule"
+    index chunk = 0;          // tokens
+    index tasks = 0;          // pieces of work an executor may run side by side
+    index wave = 0;           // chunks of one head that are worked on side by side; 0: heads are
+    std::size_t workspace_bytes = 0;
+};
+
+// What a rule that goes by tokens anyway has in place of outer_token.
+struct no_token {
+    template <class... Any>
+    explicit no_token(const Any&...) {}
+};
+
+template <class Problem>
+class chunk_scan {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using Rule = typename Problem::rule_type;
+    static constexpr bool outer = OuterProductRecurrence<Rule>;
+    using Chunk =
+        typename std::conditional_t<outer, std::type_identity<outer_chunk<P, Rule>>, std::type_identity<rule_chunk<P, Rule>>>::type;
+    using One = typename std::conditional_t<outer, std::type_identity<outer_token<P, Rule>>, std::type_identity<no_token>>::type;
+    // Below this, packing the state costs more than its chunk saves.
+    static constexpr index few_tokens = 8;
+    static constexpr index chunks_of_a_wave = 4;  // a worker
+
+    explicit chunk_scan(const Problem& p) : p_(p) {}
+
+    linear_plan plan(index workers) const {
+        linear_plan r;
+        r.isa = arch::traits<typename P::arch_type>::name;
+        r.chunk = chunk();
+        r.wave = wave(workers);
+        r.tasks = r.wave > 0 ? heads() * r.wave : heads();
+        r.kernel = kernel();
+        r.workspace_bytes = desk_bytes() * static_cast<std::size_t>(workers) + wave_bytes(r.wave) + arena::alignment;
+        return r;
+    }
+
+    // `memory` holds plan(executor.workers()).workspace_bytes, less what alignment took.
+    template <class E>
+    void run(const E& executor, std::byte* memory) {
+        desks_ = memory;
+        if (p_.tokens() == 0 || heads() == 0) return;
+        const index together = wave(executor.workers());
+        if (together == 0) {
+            executor.bulk(heads(), [&](index task, index worker) {
+                if constexpr (outer)
+                    if (few()) return run_few(task / p_.heads(), task % p_.heads(), worker);
+                run_head(task / p_.heads(), task % p_.heads(), worker);
+            });
+            return;
+        }
+        if constexpr (waves) run_waves(executor, memory + desk_bytes() * static_cast<std::size_t>(executor.workers()), together);
+    }
+
+private:
+    static constexpr bool waves = outer && !rule_corrects<Rule> && !Problem::bidirectional && !Problem::normalised;
+
+    // What a worker has while it works on a task.
+    struct desk {
+        desk(const Problem& p, index chunk, arena memory)
+            : rows(p, chunk, memory),
+              step(p.rule, p.d_k(), p.d_v(), chunk, p.order, memory),
+              state(memory.take<T>(step.state_size())),
+              spare(memory.take<T>(step.state_size())),
+              out(memory.take<T>((step.capacity + 8) * step.out_stride)),
+              sums(memory.take<T>(p.d_v())),
+              one(p.rule, p.d_k(), p.d_v(), memory),
+              bytes(memory.used()) {}
+        token_rows<Problem> rows;
+        Chunk step;
+        T *state, *spare, *out, *sums;
+        One one;
+        std::size_t bytes;
+        chunk_rows<T> loaded;
+    };
+    static constexpr std::size_t page = 4096;
+    std::size_t desk_bytes() const { return (desk(p_, chunk(), arena()).bytes + page - 1) / page * page; }
+    desk desk_of(index worker) const { return desk(p_, chunk(), arena(desks_ + desk_bytes() * static_cast<std::size_t>(worker))); }
+
+    const char* kernel() const {
+        if constexpr (outer)
+            return few() ? "token by token" : "chunk scan";
+        else
+            return Chunk::whole_chunks(p_.rule) ? "chunks of the rule" : "token by token";
+    }
+    index heads() const { return p_.batch() * p_.heads(); }
+    index chunk() const { return std::max<index>(1, std::min(p_.chunk, p_.tokens())); }
+    index chunks() const { return (p_.tokens() + chunk() - 1) / chunk(); }
+    int tokens_of(index c) const { return static_cast<int>(std::min(chunk(), p_.tokens() - c * chunk())); }
+    bool few() const { return outer && p_.tokens() < few_tokens && !Problem::normalised && !Problem::bidirectional; }
+    index wave(index workers) const {
+        if (!waves || few() || heads() >= workers || chunks() == 1) return 0;
+        return std::min(chunks(), (chunks_of_a_wave * workers + heads() - 1) / heads());
+    }
+    view<T, 2> state_view(index b, index h) const {
+        return {p_.state.data + p_.state.offset(b, h, index{0}, index{0}),
+                {p_.state.extent(2), p_.state.extent(3)},
+                {p_.state.stride(2), p_.state.stride(3)}};
+    }
+
+    void run_head(index b, index h, index worker) const {
+        desk d = desk_of(worker);
+        d.step.begin(b, h);
+        d.step.load_state(state_view(b, h), d.state);
+        if constexpr (Problem::bidirectional) {
+            for (index c = 0; c < chunks(); ++c) {
+                d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
+                d.step.prepare_written(d.loaded, tokens_of(c));
+                d.step.write(d.state);
+            }
+            d.step.state_row(d.state, p_.d_k() - 1, d.sums);
+            for (index c = 0; c < chunks(); ++c) {
+                d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
+                d.step.prepare_written(d.loaded, tokens_of(c));
+                d.step.template read<false>(d.state, d.out);
+                finish(d, b, h, c * chunk(), tokens_of(c));
+            }
+        } else {
+            for (index c = 0; c < chunks(); ++c) {
+                output(d, b, h, c * chunk(), tokens_of(c), d.state);
+                if constexpr (outer) d.step.write(d.state);
+            }
+        }
+        d.step.store_state(d.state, state_view(b, h));
+    }
+    // The output of tokens [first, first + count) from the state of their start; leaves the chunk ready to be written.
+    void output(desk& d, index b, index h, index first, int count, T* state) const {
+        d.rows.load(b, h, first, count, d.loaded);
+        if constexpr (outer) {
+            if constexpr (Problem::normalised) d.step.state_row(state, p_.d_k() - 1, d.sums);
+            d.step.prepare(d.loaded, first, count, state);
+            if (!d.step.separable() && count > 1) {
+                one_by_one(d, b, h, first, count, state);
+                d.rows.load(b, h, first, count, d.loaded);
+                d.step.prepare(d.loaded, first, count, state);
+                return;
+            }
+            d.step.read(state, d.out);
+        } else {
+            d.step.advance(d.loaded, first, count, state, d.out);
+        }
+        finish(d, b, h, first, count);
+    }
+    // So that nothing which is not finite reaches the tokens before it.
+    void one_by_one(desk& d, index b, index h, index first, int count, const T* state) const {
+        std::copy_n(state, d.step.state_size(), d.spare);
+        for (index t = first; t < first + count; ++t) {
+            d.rows.load(b, h, t, 1, d.loaded);
+            if constexpr (Problem::normalised) d.step.state_row(d.spare, p_.d_k() - 1, d.sums);
+            d.step.prepare(d.loaded, t, 1, d.spare);
+            d.step.read(d.spare, d.out);
+            finish(d, b, h, t, 1);
+            d.step.write(d.spare);
+        }
+    }
+    void finish(desk& d, index b, index h, index first, int count) const {
+        const index width = p_.v.shape()[3];
+        for (int a = 0; a < count; ++a) {
+            T* row = d.out + a * d.step.out_stride;
+            T* to = p_.out.data + p_.out.offset(b, h, p_.row(first + a), index{0});
+            if constexpr (Problem::normalised) {
+                if constexpr (!Problem::bidirectional) {
+                    const T decay = d.step.decay_of(a);
+                    for (index e = 0; e <= width; ++e) d.sums[e] = d.sums[e] * decay + d.loaded.v[a][e];
+                }
+                p_.normaliser.finish(row, d.sums, width, row);
+            }
+            if (p_.add)
+                for (index e = 0; e < width; ++e) to[e] += row[e];
+            else
+                std::copy_n(row, width, to);
+        }
+    }
+
+    void run_few(index b, index h, index worker) const {
+        desk d = desk_of(worker);
+        const view<T, 2> state = state_view(b, h);
+        const int count = static_cast<int>(p_.tokens());
+        d.rows.load(b, h, 0, count, d.loaded);
+        for (int t = 0; t < count; ++t)
+            d.one.step(b, h, p_.row(t), state, d.loaded.q[t], d.loaded.k[t], d.loaded.v[t], d.out + t * d.step.out_stride);
+        finish(d, b, h, 0, count);
+    }
+
+    // Parts of the state of every chunk of a wave, then the states before them, in `parts`; the states at the wave's start in `carried`.
+    struct wave_memory {
+        T *parts, *carried, *kept;
+        index kept_size;
+    };
+    std::size_t wave_bytes(index together) const {
+        arena count;
+        if constexpr (waves)
+            if (together > 0) take_wave(count, together);
+        return count.used();
+    }
+    wave_memory take_wave(arena& memory, index together) const {
+        const index size = desk(p_, chunk(), arena()).step.state_size();
+        const index kept = Chunk::channelwise ? p_.d_k() : 1;
+        return {memory.take<T>(heads() * together * size), memory.take<T>(heads() * size), memory.take<T>(heads() * together * kept), kept};
+    }
+    template <class E>
+    void run_waves(const E& executor, std::byte* base, index together) const {
+        arena memory(base);
+        const wave_memory w = take_wave(memory, together);
+        const index size = desk(p_, chunk(), arena()).step.state_size();
+        executor.bulk(heads(), [&](index task, index worker) {
+            desk_of(worker).step.load_state(state_view(task / p_.heads(), task % p_.heads()), w.carried + task * size);
+        });
+        for (index first = 0; first < chunks(); first += together) {
+            const index n = std::min(together, chunks() - first);
+            executor.bulk(heads() * n, [&](index task, index worker) {
+                desk d = desk_of(worker);
+                const index head = task / n, c = first + task % n, b = head / p_.heads(), h = head % p_.heads();
+                T* part = w.parts + (head * together + task % n) * size;
+                std::fill_n(part, size, T{0});
+                d.step.begin(b, h);
+                d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
+                d.step.prepare(d.loaded, c * chunk(), tokens_of(c), part);
+                d.step.write(part);
+                d.step.keep(w.kept + (head * together + task % n) * w.kept_size);
+            });
+            executor.bulk(heads() * slices, [&](index task, index worker) {
+                carry(desk_of(worker).step, w, task / slices, task % slices, together, n, size);
+            });
+            executor.bulk(heads() * n, [&](index task, index worker) {
+                desk d = desk_of(worker);
+                const index head = task / n, c = first + task % n, b = head / p_.heads(), h = head % p_.heads();
+                d.step.begin(b, h);
+                output(d, b, h, c * chunk(), tokens_of(c), w.parts + (head * together + task % n) * size);
+            });
+        }
+        executor.bulk(heads(), [&](index task, index worker) {
+            desk_of(worker).step.store_state(w.carried + task * size, state_view(task / p_.heads(), task % p_.heads()));
+        });
+    }
+    // Rows of the state in a slice: what a chunk adds gives way to the state before that chunk.
+    static constexpr index slices = 8;
+    void carry(const Chunk& step, const wave_memory& w, index head, index slice, index together, index n, index size) const {
+        const index rows = p_.d_k(), begin = rows * slice / slices, end = rows * (slice + 1) / slices;
+        T* carried = w.carried + head * size;
+        for (index i = 0; i < n; ++i) {
+            T* part = w.parts + (head * together + i) * size;
+            const T* kept = w.kept + (head * together + i) * w.kept_size;
+            step.each_vector(begin, end, [&](index d, index at) {
+                const P added = P::load(part + at), before = P::load(carried + at);
+                before.store(part + at);
+                Chunk::after(before, added, kept, d).store(carried + at);
+            });
+        }
+    }
+
+    Problem p_;
+    std::byte* desks_ = nullptr;
+};
+
+}  // namespace heed::inline HEED_ISA

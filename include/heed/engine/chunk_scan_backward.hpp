@@ -1,0 +1,278 @@
+// The linear door's backward: states are kept at every sqrt(chunks)-th chunk, made again from there, and gone through in reverse.
+//
+// Memory: 2 sqrt(N / chunk) states for each thread. Key heads are the pieces of work, as their gradients sum over the query heads of a
+// group; with learned gates of tokens, which sum over the batch, all batch entries of one.
+#pragma once
+
+#include <heed/engine/chunk_scan.hpp>
+#include <heed/engine/outer_chunk_backward.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+template <class Problem>
+class chunk_scan_backward {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using Rule = typename Problem::rule_type;
+    using Into = typename Problem::into_type;
+    static constexpr bool outer = OuterProductRecurrence<Rule>, bidirectional = Problem::bidirectional, normalised = Problem::normalised;
+    using Chunk = typename std::conditional_t<outer, std::type_identity<outer_chunk_backward<P, Rule>>,
+                                              std::type_identity<rule_chunk<P, Rule>>>::type;
+
+    explicit chunk_scan_backward(const Problem& p) : p_(p) {}
+
+    linear_plan plan(index workers) const {
+        linear_plan r;
+        r.isa = arch::traits<typename P::arch_type>::name;
+        r.kernel = outer ? "chunk scan" : "rule";
+        r.chunk = chunk();
+        r.tasks = tasks();
+        arena shared;
+        take_sums(shared);
+        r.workspace_bytes = desk_bytes() * static_cast<std::size_t>(workers) + shared.used() + arena::alignment;
+        return r;
+    }
+    // `memory` holds plan(executor.workers()).workspace_bytes, less what alignment took.
+    template <class E>
+    void run(const E& executor, std::byte* memory) const {
+        const index bytes = static_cast<index>(desk_bytes());
+        arena shared(memory + bytes * executor.workers());
+        double* sums = take_sums(shared);
+        std::fill_n(sums, sums_each() * p_.batch() * p_.heads(), 0.);
+        const index key_heads = p_.k.shape()[1];
+        executor.bulk(tasks(), [&](index task, index worker) {
+            desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
+            const index key_head = task % key_heads;
+            for (index b = by_batch() ? task / key_heads : 0; b < (by_batch() ? task / key_heads + 1 : p_.batch()); ++b)
+                for (index g = 0; g < p_.group(); ++g) {
+                    const index h = key_head * p_.group() + g;
+                    run_head(d, b, h, g > 0, sums + (b * p_.heads() + h) * sums_each());
+                }
+        });
+        if constexpr (requires { p_.rule.collect(index{}, index{}, sums, p_.into); })
+            for (index b = 0; b < p_.batch(); ++b)
+                for (index h = 0; h < p_.heads(); ++h) p_.rule.collect(b, h, sums + (b * p_.heads() + h) * sums_each(), p_.into);
+    }
+
+private:
+    struct desk {
+        desk(const Problem& p, index chunk, index kept, arena memory)
+            : rows(p, chunk, memory), step(p.rule, p.d_k(), p.d_v(), chunk, p.order, memory), size(step.state_size()) {
+            row_stride = (std::max(p.d_k(), p.q.shape()[3]) + 7) / 8 * 8 + 16;
+            states = memory.take<T>((2 * kept + 2) * size);
+            state = memory.take<T>(size);
+            d_state = memory.take<T>(size);
+            dq = memory.take<T>((step.capacity + 8) * row_stride);
+            dk = memory.take<T>((step.capacity + 8) * row_stride);
+            dv = memory.take<T>((step.capacity + 8) * step.out_stride);
+            sums = memory.take<T>(p.d_v());
+            if constexpr (outer) {
+                d_decay = memory.take<double>(step.capacity * std::max<index>(step.logs(), 1));
+                d_strength = memory.take<double>(step.capacity);
+            } else {
+                step.take_states(memory);
+            }
+            if constexpr (normalised) {
+                out = memory.take<T>((step.capacity + 8) * step.out_stride);
+                d_row = memory.take<T>((step.capacity + 8) * step.out_stride);
+                d_sums = memory.take<T>((step.capacity + 1) * step.out_stride);
+                all_sums = memory.take<T>((step.capacity + 1) * step.out_stride);
+            }
+            bytes = memory.used();
+        }
+        token_rows<Problem> rows;
+        Chunk step;
+        index size, row_stride;
+        T *states, *state, *d_state, *dq, *dk, *dv, *sums;
+        T *out = nullptr, *d_row = nullptr, *d_sums = nullptr, *all_sums = nullptr;
+        double *d_decay = nullptr, *d_strength = nullptr;
+        std::size_t bytes;
+        chunk_rows<T> loaded;
+        const T* d_out[most_chunk + 8];
+    };
+    std::size_t desk_bytes() const { return (desk(p_, chunk(), kept(), arena()).bytes + 4095) / 4096 * 4096; }
+    index sums_each() const {
+        if constexpr (requires { p_.rule.gradient_sums(p_.extents()); })
+            return p_.rule.gradient_sums(p_.extents());
+        else
+            return 0;
+    }
+    double* take_sums(arena& memory) const { return memory.take<double>(sums_each() * p_.batch() * p_.heads()); }
+    bool by_batch() const { return p_.d_key_gate.data == nullptr && p_.d_value_gate.data == nullptr; }
+    index tasks() const { return p_.k.shape()[1] * (by_batch() ? p_.batch() : 1); }
+    index chunk() const { return std::max<index>(1, std::min(p_.chunk, p_.tokens())); }
+    index chunks() const { return (p_.tokens() + chunk() - 1) / chunk(); }
+    index kept() const { return static_cast<index>(std::ceil(std::sqrt(static_cast<double>(std::max<index>(chunks(), 1))))); }
+    int tokens_of(index c) const { return static_cast<int>(std::min(chunk(), p_.tokens() - c * chunk())); }
+    template <class X>
+    view<X, 2> state_of(const view<X, 4>& s, index b, index h) const {
+        return {s.data + s.offset(b, h, index{0}, index{0}), {s.extent(2), s.extent(3)}, {s.stride(2), s.stride(3)}};
+    }
+
+    void run_head(desk& d, index b, index h, bool add, double* sums) const {
+        d.step.begin(b, h);
+        d.step.load_state(state_of(p_.state, b, h), d.states);
+        d.step.load_state(view<const T, 2>(state_of(p_.d_state, b, h)), d.d_state);
+        if constexpr (bidirectional)
+            run_both_ways(d, b, h, add);
+        else
+            run_reversed(d, b, h, add, sums);
+        d.step.store_state(d.d_state, state_of(p_.d_state, b, h));
+    }
+
+    void run_reversed(desk& d, index b, index h, bool add, double* sums) const {
+        const index part = kept(), parts = (chunks() + part - 1) / part;
+        // states[i]: before part i; behind them those of the chunks of one part, and after its last.
+        T* within = d.states + part * d.size;
+        for (index i = 0; i + 1 < parts; ++i) {
+            T* next = d.states + (i + 1) * d.size;
+            std::copy_n(d.states + i * d.size, d.size, next);
+            for (index c = i * part; c < (i + 1) * part; ++c) advance(d, b, h, c * chunk(), tokens_of(c), next);
+        }
+        for (index i = parts; i-- > 0;) {
+            const index first = i * part, n = std::min(part, chunks() - first);
+            std::copy_n(d.states + i * d.size, d.size, within);
+            for (index c = 0; c < n; ++c) {
+                std::copy_n(within + c * d.size, d.size, within + (c + 1) * d.size);
+                advance(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + (c + 1) * d.size);
+            }
+            for (index c = n; c-- > 0;)
+                take_back(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, within + (c + 1) * d.size, add, sums);
+        }
+    }
+    void advance(desk& d, index b, index h, index first, int count, T* state) const {
+        d.rows.load(b, h, first, count, d.loaded);
+        if constexpr (outer) {
+            d.step.template prepare<false>(d.loaded, first, count, state);
+            d.step.write(state);
+        } else {
+            d.step.advance(d.loaded, first, count, state, d.dv);
+        }
+    }
+    void take_back(desk& d, index b, index h, index first, int count, const T* before, const T* after, bool add, double* sums) const {
+        d.rows.load(b, h, first, count, d.loaded);
+        point_at_d_out(d, b, h, first, count);
+        if constexpr (outer) {
+            if (count > 1 && !d.step.finite(d.loaded, d.d_out, count, p_.d_k(), p_.d_v() - (normalised ? 1 : 0))) {
+                take_back_one_by_one(d, b, h, first, count, before, after, add, sums);
+                return;
+            }
+            d.step.prepare(d.loaded, first, count, before);
+            if constexpr (normalised) normaliser_back(d, before, count);
+            d.step.take_back(d.loaded, d.d_out, count, before, after, d.d_state, d.dq, d.dk, d.dv, d.d_decay, d.d_strength);
+            if constexpr (normalised) sums_back(d, count);
+            learn(d, b, h, first, count);
+            d.rows.give_queries(b, h, first, count, d.dq, d.step.dq_stride());
+            d.rows.give_written(b, h, first, count, d.dk, d.step.dq_stride(), d.dv, d.step.out_stride, add);
+        } else {
+            d.step.take_back(d.loaded, d.d_out, first, count, before, d.d_state, d.dq, d.dk, d.row_stride, d.dv, sums, p_.into);
+            d.rows.give_queries(b, h, first, count, d.dq, d.row_stride);
+            d.rows.give_written(b, h, first, count, d.dk, d.row_stride, d.dv, d.step.out_stride, add);
+        }
+    }
+    // So that nothing which is not finite reaches gradients of tokens that it has no part in.
+    void take_back_one_by_one(desk& d, index b, index h, index first, int count, const T* before, const T* after, bool add,
+                              double* sums) const {
+        for (int i = count; i-- > 0;) {
+            std::copy_n(before, d.size, d.state);
+            for (int j = 0; j < i; ++j) advance(d, b, h, first + j, 1, d.state);
+            std::copy_n(d.state, d.size, d.states + (kept() * 2 + 1) * d.size);
+            T* then = d.states + (kept() * 2 + 1) * d.size;
+            advance(d, b, h, first + i, 1, then);
+            take_back(d, b, h, first + i, 1, d.state, i + 1 == count ? after : then, add, sums);
+        }
+    }
+    void point_at_d_out(desk& d, index b, index h, index first, int count) const {
+        for (int i = 0; i < count; ++i) d.d_out[i] = p_.d_out.data + p_.d_out.offset(b, h, p_.row(first + i), index{0});
+        for (int i = count; i < count + 8; ++i) d.d_out[i] = d.d_out[count - 1];
+    }
+    // Gradients of sums over values, and of products with sums of keys, in place of those of the quotient.
+    void normaliser_back(desk& d, const T* before, int count) const {
+        const index width = p_.v.shape()[3], stride = d.step.out_stride;
+        d.step.read(before, d.out);
+        d.step.state_row(before, p_.d_k() - 1, d.sums);
+        for (int a = 0; a < count; ++a) {
+            const T decay = d.step.decay_of(a);
+            for (index e = 0; e <= width; ++e) d.sums[e] = d.sums[e] * decay + d.loaded.v[a][e];
+            p_.normaliser.back(d.out + a * stride, d.sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
+        }
+        for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;
+    }
+    // What the mean of the values took goes to the values of the chunk and, through the last row of the state, to those before.
+    void sums_back(desk& d, int count) const {
+        if constexpr (Problem::normaliser_type::centres) {
+            const index width = p_.v.shape()[3], stride = d.step.out_stride;
+            T* rest = d.sums;
+            std::fill_n(rest, width, T{0});
+            for (int a = count; a-- > 0;)
+                for (index e = 0; e < width; ++e) {
+                    rest[e] += d.d_sums[a * stride + e];
+                    d.dv[a * stride + e] += rest[e];
+                    rest[e] *= d.step.decay_of(a);
+                }
+            d.step.add_to_row(d.d_state, p_.d_k() - 1, rest, width);
+        }
+    }
+    void learn(const desk& d, index b, index h, index first, int count) const {
+        const auto put = [&](const auto& into, const double* from, index each) {
+            if (into.data == nullptr) return;
+            for (int i = 0; i < count; ++i) {
+                T* to = into.data + b * into.stride(0) + h * into.stride(1) + p_.row(first + i) * into.stride(2);
+                for (index j = 0; j < each; ++j) to[j] = static_cast<T>(from[i * each + j]);
+            }
+        };
+        if constexpr (requires { p_.into.g; }) put(p_.into.g, d.d_decay, d.step.logs());
+        if constexpr (requires { p_.into.beta; }) put(p_.into.beta, d.d_strength, 1);
+    }
+
+    void run_both_ways(desk& d, index b, index h, bool add) const {
+        T* state = d.states;
+        const auto each = [&](auto&& f) {
+            for (index c = 0; c < chunks(); ++c) {
+                d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
+                f(c * chunk(), tokens_of(c));
+            }
+        };
+        each([&](index, int count) {
+            d.step.prepare_written(d.loaded, count);
+            d.step.write(state);
+        });
+        if constexpr (normalised) {
+            d.step.state_row(state, p_.d_k() - 1, d.all_sums);
+            std::fill_n(d.d_sums + d.step.capacity * d.step.out_stride, d.step.out_stride, T{0});
+        }
+        each([&](index first, int count) {
+            point_at_d_out(d, b, h, first, count);
+            if constexpr (normalised) {
+                const index width = p_.v.shape()[3], stride = d.step.out_stride;
+                T* total = d.d_sums + d.step.capacity * stride;
+                d.step.prepare_written(d.loaded, count);
+                d.step.template read<false>(state, d.out);
+                for (int a = 0; a < count; ++a) {
+                    p_.normaliser.back(d.out + a * stride, d.all_sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
+                    if constexpr (Problem::normaliser_type::centres)
+                        for (index e = 0; e < width; ++e) total[e] += d.d_sums[a * stride + e];
+                }
+                for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;
+            }
+            d.step.read_back(d.loaded, d.d_out, count, state, d.d_state, d.dq);
+            d.rows.give_queries(b, h, first, count, d.dq, d.step.dq_stride());
+        });
+        if constexpr (normalised && Problem::normaliser_type::centres)
+            d.step.add_to_row(d.d_state, p_.d_k() - 1, d.d_sums + d.step.capacity * d.step.out_stride, p_.v.shape()[3]);
+        each([&](index first, int count) {
+            d.step.write_back(d.loaded, count, d.d_state, d.dk, d.dv);
+            d.rows.give_written(b, h, first, count, d.dk, d.step.dq_stride(), d.dv, d.step.out_stride, add);
+        });
+    }
+
+    Problem p_;
+};
+
+}  // namespace heed::inline HEED_ISA
