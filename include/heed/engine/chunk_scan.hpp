@@ -48,7 +48,7 @@ public:
     static constexpr index few_tokens = 8;
     static constexpr index chunks_of_a_wave = 4;  // a worker
 
-    explicit chunk_scan(const Problem& p) : p_(p) {}
+    explicit chunk_scan(const Problem& p) : p_(p), desk_bytes_((desk(p_, chunk(), arena()).bytes + page - 1) / page * page) {}
 
     linear_plan plan(index workers) const {
         linear_plan r;
@@ -57,7 +57,7 @@ public:
         r.wave = wave(workers);
         r.tasks = r.wave > 0 ? heads() * r.wave : heads();
         r.kernel = kernel();
-        r.workspace_bytes = desk_bytes() * static_cast<std::size_t>(workers) + wave_bytes(r.wave) + arena::alignment;
+        r.workspace_bytes = desk_bytes_ * static_cast<std::size_t>(workers) + wave_bytes(r.wave) + arena::alignment;
         return r;
     }
 
@@ -75,7 +75,7 @@ public:
             });
             return;
         }
-        if constexpr (waves) run_waves(executor, memory + desk_bytes() * static_cast<std::size_t>(executor.workers()), together);
+        if constexpr (waves) run_waves(executor, memory + desk_bytes_ * static_cast<std::size_t>(executor.workers()), together);
     }
 
 private:
@@ -98,10 +98,11 @@ private:
         One one;
         std::size_t bytes;
         chunk_rows<T> loaded;
+        T* to[most_chunk + 8];
+        const T* next_to[most_chunk];
     };
     static constexpr std::size_t page = 4096;
-    std::size_t desk_bytes() const { return (desk(p_, chunk(), arena()).bytes + page - 1) / page * page; }
-    desk desk_of(index worker) const { return desk(p_, chunk(), arena(desks_ + desk_bytes() * static_cast<std::size_t>(worker))); }
+    desk desk_of(index worker) const { return desk(p_, chunk(), arena(desks_ + desk_bytes_ * static_cast<std::size_t>(worker))); }
 
     const char* kernel() const {
         if constexpr (outer)
@@ -132,19 +133,24 @@ private:
             for (index c = 0; c < chunks(); ++c) {
                 d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
                 d.step.prepare_written(d.loaded, tokens_of(c));
-                d.step.write(d.state);
+                d.step.write(d.state, d.state);
             }
             d.step.state_row(d.state, p_.d_k() - 1, d.sums);
             for (index c = 0; c < chunks(); ++c) {
                 d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
                 d.step.prepare_written(d.loaded, tokens_of(c));
-                d.step.template read<false>(d.state, d.out);
+                point_out(d, b, h, c * chunk(), tokens_of(c));
+                d.step.template read<false>(d.state, d.to);
                 finish(d, b, h, c * chunk(), tokens_of(c));
             }
         } else {
             for (index c = 0; c < chunks(); ++c) {
+                if constexpr (outer)
+                    if (c + 1 < chunks())
+                        d.rows.ahead(b, h, (c + 1) * chunk(), tokens_of(c + 1),
+                                     [&](auto... rows) { d.step.expect(rows..., next_out(d, b, h, c + 1), tokens_of(c + 1)); });
                 output(d, b, h, c * chunk(), tokens_of(c), d.state);
-                if constexpr (outer) d.step.write(d.state);
+                if constexpr (outer) d.step.write(d.state, d.state);
             }
         }
         d.step.store_state(d.state, state_view(b, h));
@@ -161,7 +167,8 @@ private:
                 d.step.prepare(d.loaded, first, count, state);
                 return;
             }
-            d.step.read(state, d.out);
+            point_out(d, b, h, first, count);
+            d.step.read(state, d.to);
         } else {
             d.step.advance(d.loaded, first, count, state, d.out);
         }
@@ -174,12 +181,27 @@ private:
             d.rows.load(b, h, t, 1, d.loaded);
             if constexpr (Problem::normalised) d.step.state_row(d.spare, p_.d_k() - 1, d.sums);
             d.step.prepare(d.loaded, t, 1, d.spare);
-            d.step.read(d.spare, d.out);
+            point_out(d, b, h, t, 1);
+            d.step.read(d.spare, d.to);
             finish(d, b, h, t, 1);
-            d.step.write(d.spare);
+            d.step.write(d.spare, d.spare);
         }
     }
+    // Rows of the output, where whole vectors fit and nothing is left to do with them; else those of scratch, for finish.
+    void point_out(desk& d, index b, index h, index first, int count) const {
+        const bool direct = writes_in_place();
+        for (int a = 0; a < count; ++a)
+            d.to[a] = direct ? p_.out.data + p_.out.offset(b, h, p_.row(first + a), index{0}) : d.out + a * d.step.out_stride;
+        std::fill(d.to + count, d.to + d.step.capacity + 8, d.out + d.step.capacity * d.step.out_stride);
+    }
+    const T* const* next_out(desk& d, index b, index h, index c) const {
+        if (!writes_in_place()) return nullptr;
+        for (int a = 0; a < tokens_of(c); ++a) d.next_to[a] = p_.out.data + p_.out.offset(b, h, p_.row(c * chunk() + a), index{0});
+        return d.next_to;
+    }
+    bool writes_in_place() const { return outer && !Problem::normalised && !p_.add && p_.v.shape()[3] % P::lanes == 0; }
     void finish(desk& d, index b, index h, index first, int count) const {
+        if (writes_in_place()) return;
         const index width = p_.v.shape()[3];
         for (int a = 0; a < count; ++a) {
             T* row = d.out + a * d.step.out_stride;
@@ -203,8 +225,8 @@ private:
         const view<T, 2> state = state_view(b, h);
         const int count = static_cast<int>(p_.tokens());
         d.rows.load(b, h, 0, count, d.loaded);
-        for (int t = 0; t < count; ++t)
-            d.one.step(b, h, p_.row(t), state, d.loaded.q[t], d.loaded.k[t], d.loaded.v[t], d.out + t * d.step.out_stride);
+        point_out(d, b, h, 0, count);
+        for (int t = 0; t < count; ++t) d.one.step(b, h, p_.row(t), state, d.loaded.q[t], d.loaded.k[t], d.loaded.v[t], d.to[t]);
         finish(d, b, h, 0, count);
     }
 
@@ -242,7 +264,7 @@ private:
                 d.step.begin(b, h);
                 d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
                 d.step.prepare(d.loaded, c * chunk(), tokens_of(c), part);
-                d.step.write(part);
+                d.step.write(part, part);
                 d.step.keep(w.kept + (head * together + task % n) * w.kept_size);
             });
             executor.bulk(heads() * slices, [&](index task, index worker) {
@@ -276,6 +298,7 @@ private:
     }
 
     Problem p_;
+    std::size_t desk_bytes_;
     std::byte* desks_ = nullptr;
 };
 

@@ -25,7 +25,7 @@ public:
     using Chunk = typename std::conditional_t<outer, std::type_identity<outer_chunk_backward<P, Rule>>,
                                               std::type_identity<rule_chunk<P, Rule>>>::type;
 
-    explicit chunk_scan_backward(const Problem& p) : p_(p) {}
+    explicit chunk_scan_backward(const Problem& p) : p_(p), desk_bytes_((desk(p_, chunk(), kept(), arena()).bytes + 4095) / 4096 * 4096) {}
 
     linear_plan plan(index workers) const {
         linear_plan r;
@@ -35,13 +35,13 @@ public:
         r.tasks = tasks();
         arena shared;
         take_sums(shared);
-        r.workspace_bytes = desk_bytes() * static_cast<std::size_t>(workers) + shared.used() + arena::alignment;
+        r.workspace_bytes = desk_bytes_ * static_cast<std::size_t>(workers) + shared.used() + arena::alignment;
         return r;
     }
     // `memory` holds plan(executor.workers()).workspace_bytes, less what alignment took.
     template <class E>
     void run(const E& executor, std::byte* memory) const {
-        const index bytes = static_cast<index>(desk_bytes());
+        const index bytes = static_cast<index>(desk_bytes_);
         arena shared(memory + bytes * executor.workers());
         double* sums = take_sums(shared);
         std::fill_n(sums, sums_each() * p_.batch() * p_.heads(), 0.);
@@ -94,9 +94,12 @@ private:
         double *d_decay = nullptr, *d_strength = nullptr;
         std::size_t bytes;
         chunk_rows<T> loaded;
-        const T* d_out[most_chunk + 8];
+        const T *d_out[most_chunk + 8], *next_out[most_chunk];
+        T* to[most_chunk + 8];
     };
-    std::size_t desk_bytes() const { return (desk(p_, chunk(), kept(), arena()).bytes + 4095) / 4096 * 4096; }
+    static void point_out(desk& d) {
+        for (index a = 0; a < d.step.capacity + 8; ++a) d.to[a] = d.out + a * d.step.out_stride;
+    }
     index sums_each() const {
         if constexpr (requires { p_.rule.gradient_sums(p_.extents()); })
             return p_.rule.gradient_sums(p_.extents());
@@ -132,26 +135,34 @@ private:
         T* within = d.states + part * d.size;
         for (index i = 0; i + 1 < parts; ++i) {
             T* next = d.states + (i + 1) * d.size;
-            std::copy_n(d.states + i * d.size, d.size, next);
-            for (index c = i * part; c < (i + 1) * part; ++c) advance(d, b, h, c * chunk(), tokens_of(c), next);
+            for (index c = i * part; c < (i + 1) * part; ++c)
+                advance(d, b, h, c * chunk(), tokens_of(c), c == i * part ? d.states + i * d.size : next, next);
         }
         for (index i = parts; i-- > 0;) {
             const index first = i * part, n = std::min(part, chunks() - first);
             std::copy_n(d.states + i * d.size, d.size, within);
-            for (index c = 0; c < n; ++c) {
-                std::copy_n(within + c * d.size, d.size, within + (c + 1) * d.size);
-                advance(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + (c + 1) * d.size);
-            }
-            for (index c = n; c-- > 0;)
+            for (index c = 0; c < n; ++c)
+                advance(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, within + (c + 1) * d.size);
+            for (index c = n; c-- > 0;) {
+                expect(d, b, h, c > 0 ? first + c - 1 : first + c);
                 take_back(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, within + (c + 1) * d.size, add, sums);
+            }
         }
     }
-    void advance(desk& d, index b, index h, index first, int count, T* state) const {
+    void expect(desk& d, index b, index h, index c) const {
+        if constexpr (outer) {
+            for (int i = 0; i < tokens_of(c); ++i) d.next_out[i] = p_.d_out.data + p_.d_out.offset(b, h, p_.row(c * chunk() + i), index{0});
+            d.rows.ahead(b, h, c * chunk(), tokens_of(c), [&](auto... rows) { d.step.expect(rows..., d.next_out, tokens_of(c)); });
+        }
+    }
+    // The state after a chunk from the one before; they may be the same.
+    void advance(desk& d, index b, index h, index first, int count, const T* before, T* state) const {
         d.rows.load(b, h, first, count, d.loaded);
         if constexpr (outer) {
-            d.step.template prepare<false>(d.loaded, first, count, state);
-            d.step.write(state);
+            d.step.template prepare<false>(d.loaded, first, count, before);
+            d.step.write(before, state);
         } else {
+            if (before != state) std::copy_n(before, d.size, state);
             d.step.advance(d.loaded, first, count, state, d.dv);
         }
     }
@@ -165,7 +176,8 @@ private:
             }
             d.step.prepare(d.loaded, first, count, before);
             if constexpr (normalised) normaliser_back(d, before, count);
-            d.step.take_back(d.loaded, d.d_out, count, before, after, d.d_state, d.dq, d.dk, d.dv, d.d_decay, d.d_strength);
+            d.step.take_back(d.loaded, d.d_out, count, before, after, d.d_state, d.dq, d.dk, d.dv, learns_decay() ? d.d_decay : nullptr,
+                             d.d_strength);
             if constexpr (normalised) sums_back(d, count);
             learn(d, b, h, first, count);
             d.rows.give_queries(b, h, first, count, d.dq, d.step.dq_stride());
@@ -181,10 +193,9 @@ private:
                               double* sums) const {
         for (int i = count; i-- > 0;) {
             std::copy_n(before, d.size, d.state);
-            for (int j = 0; j < i; ++j) advance(d, b, h, first + j, 1, d.state);
-            std::copy_n(d.state, d.size, d.states + (kept() * 2 + 1) * d.size);
+            for (int j = 0; j < i; ++j) advance(d, b, h, first + j, 1, d.state, d.state);
             T* then = d.states + (kept() * 2 + 1) * d.size;
-            advance(d, b, h, first + i, 1, then);
+            advance(d, b, h, first + i, 1, d.state, then);
             take_back(d, b, h, first + i, 1, d.state, i + 1 == count ? after : then, add, sums);
         }
     }
@@ -195,7 +206,8 @@ private:
     // Gradients of sums over values, and of products with sums of keys, in place of those of the quotient.
     void normaliser_back(desk& d, const T* before, int count) const {
         const index width = p_.v.shape()[3], stride = d.step.out_stride;
-        d.step.read(before, d.out);
+        point_out(d);
+        d.step.read(before, d.to);
         d.step.state_row(before, p_.d_k() - 1, d.sums);
         for (int a = 0; a < count; ++a) {
             const T decay = d.step.decay_of(a);
@@ -219,6 +231,12 @@ private:
             d.step.add_to_row(d.d_state, p_.d_k() - 1, rest, width);
         }
     }
+    bool learns_decay() const {
+        if constexpr (requires { p_.into.g; })
+            return p_.into.g.data != nullptr;
+        else
+            return false;
+    }
     void learn(const desk& d, index b, index h, index first, int count) const {
         const auto put = [&](const auto& into, const double* from, index each) {
             if (into.data == nullptr) return;
@@ -241,7 +259,7 @@ private:
         };
         each([&](index, int count) {
             d.step.prepare_written(d.loaded, count);
-            d.step.write(state);
+            d.step.write(state, state);
         });
         if constexpr (normalised) {
             d.step.state_row(state, p_.d_k() - 1, d.all_sums);
@@ -253,7 +271,8 @@ private:
                 const index width = p_.v.shape()[3], stride = d.step.out_stride;
                 T* total = d.d_sums + d.step.capacity * stride;
                 d.step.prepare_written(d.loaded, count);
-                d.step.template read<false>(state, d.out);
+                point_out(d);
+                d.step.template read<false>(state, d.to);
                 for (int a = 0; a < count; ++a) {
                     p_.normaliser.back(d.out + a * stride, d.all_sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
                     if constexpr (Problem::normaliser_type::centres)
@@ -273,6 +292,7 @@ private:
     }
 
     Problem p_;
+    std::size_t desk_bytes_;
 };
 
 }  // namespace heed::inline HEED_ISA

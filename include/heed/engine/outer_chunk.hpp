@@ -7,6 +7,7 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/channel_pairs.hpp>
 #include <heed/kernel/feature_panels.hpp>
@@ -156,9 +157,10 @@ public:
         });
         return sum(probe) == 0;
     }
-    // out[a * out_stride + e], of `capacity` rows; with pairs inside the chunk, or of the state alone.
+    // out[a][e] for whole vectors of `width` features, and tiles of rows: pointers past the last row lead to one that nobody reads. With
+    // pairs inside the chunk, or of the state alone.
     template <bool Inside = true>
-    void read(const T* state, T* out) {
+    void read(const T* state, T* const* out) {
         const T* const* q = rows_->q;
         const T* pointers[most_chunk + 8];
         if constexpr (channelwise) {
@@ -168,29 +170,50 @@ public:
         tiles(width, count_, [&](int first, int a, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
             constexpr index w = N * P::lanes;
+            step_ahead();
             register_tile<M, N, P> t;
             t.zero();
             t.multiply_rows(q + a, depth, state + depth * first * P::lanes, w);
             if constexpr (by_token) scale_rows(t, gamma + a);
             if constexpr (Inside)
                 t.multiply_dense(scores + a * score_stride, score_stride, std::min(count_, a + M), values + capacity * first * P::lanes, w);
-            t.store(out + a * out_stride + first * P::lanes, out_stride);
+#pragma GCC unroll 8
+            for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+                for (int j = 0; j < N; ++j) t.c[i][j].store(out[a + i] + (first + j) * P::lanes);
         });
     }
-    // state <- Gamma state + what the chunk adds
-    void write(T* state) const {
+    HEED_INLINE void step_ahead() {
+        for (row_prefetch<T>& rows : ahead_) rows.step();
+    }
+    // Rows of the next chunk, brought near between products; sets of `count` rows of so many features.
+    void expect(const T* const* q, const T* const* k, const T* const* v, const T* const* out, int count) {
+        const int steps = static_cast<int>(panels::padded(width) / shape::lanes) * (count_ + static_cast<int>(depth)) / 8;
+        ahead_[0] = {q, q == nullptr ? 0 : count, depth, std::max(steps, 1)};
+        ahead_[1] = {k, k == nullptr ? 0 : count, depth, std::max(steps, 1)};
+        ahead_[2] = {v, v == nullptr ? 0 : count, width, std::max(steps, 1)};
+        ahead_[3] = {out, out == nullptr ? 0 : count, width, std::max(steps, 1)};
+    }
+    // to = Gamma state + what the chunk adds; both may be one.
+    void write(const T* state, T* to_state) {
         const T* k[most_chunk + 8];
         point(writers, k);
         tiles(width, static_cast<int>(depth), [&](int first, int d, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
             constexpr index w = N * P::lanes;
+            step_ahead();
             register_tile<M, N, P> t;
             t.zero();
             t.multiply_columns(k, d, count_, values + capacity * first * P::lanes, w);
-            T* to = state + depth * first * P::lanes + d * w;
-            for (int i = 0; i < M && d + i < depth; ++i)
-                for (int j = 0; j < N; ++j, to += P::lanes)
-                    after(P::load(to), t.c[i][j], channelwise ? total_channels : &total, d + i).store(to);
+            const index at = depth * first * P::lanes + d * w;
+            const T* from = state + at;
+            T* to = to_state + at;
+#pragma GCC unroll 8
+            for (int i = 0; i < M; ++i)
+                if (d + i < depth)
+#pragma GCC unroll 4
+                    for (int j = 0; j < N; ++j, from += P::lanes, to += P::lanes)
+                        after(P::load(from), t.c[i][j], channelwise ? total_channels : &total, d + i).store(to);
         });
     }
     // One vector of the state of row d after the chunk.
@@ -245,7 +268,9 @@ public:
     }
     template <int M, int N>
     HEED_INLINE static void scale_rows(register_tile<M, N, P>& t, const T* factor) {
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) t.c[i][j] *= P(factor[i]);
     }
     // Rows of a matrix of this object, by pointer.
@@ -293,7 +318,9 @@ private:
         register_tile<M, N, P> t;
         t.zero();
         t.multiply_rows(rows + a, features, columns, step * P::lanes);
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) {
                 const int row = a + i, b = (first + j) * P::lanes;
                 P x = t.c[i][j];
@@ -388,27 +415,30 @@ private:
             const index from = first * P::lanes, wide = std::min(w, width - from);
             T* at = values + capacity * from;
             T* unscaled = before_strength + capacity * from;
-            register_tile<M, N, P> t, past;
+            alignas(64) T read[M * w], past[M * w];
+            register_tile<M, N, P> t;
             t.zero();
             t.multiply_rows(k + a, depth, state + depth * from, w);
             if constexpr (by_token) scale_rows(t, gamma + a);
-            past.zero();
-            past.multiply_dense(among_keys + a * score_stride, score_stride, a, at, w);
+            t.store(read, w);
+            t.zero();
+            t.multiply_dense(among_keys + a * score_stride, score_stride, a, at, w);
+            t.store(past, w);
             for (int i = 0; i < M && a + i < count_; ++i) {
                 alignas(64) T v[w] = {};
                 std::copy_n(rows_->v[a + i] + from, wide, v);
-                for (int j = 0; j < N; ++j) {
-                    P x = P::load(v + j * P::lanes) - t.c[i][j] - past.c[i][j];
-                    for (int b = 0; b < i; ++b)
-                        x = fma(P(-among_keys[(a + i) * score_stride + a + b]), P::load(at + (a + b) * w + j * P::lanes), x);
-                    x.store(unscaled + (a + i) * w + j * P::lanes);
-                    (P(beta[a + i]) * x).store(at + (a + i) * w + j * P::lanes);
+                for (index j = 0; j < w; j += P::lanes) {
+                    P x = P::load(v + j) - P::load(read + i * w + j) - P::load(past + i * w + j);
+                    for (int b = 0; b < i; ++b) x = fma(P(-among_keys[(a + i) * score_stride + a + b]), P::load(at + (a + b) * w + j), x);
+                    x.store(unscaled + (a + i) * w + j);
+                    (P(beta[a + i]) * x).store(at + (a + i) * w + j);
                 }
             }
         });
     }
 
     const chunk_rows<T>* rows_ = nullptr;
+    row_prefetch<T> ahead_[4];
     double *logs_, *strengths_ = nullptr;
     index batch_ = 0, head_ = 0;
     int count_ = 0, factors_for_ = 0;

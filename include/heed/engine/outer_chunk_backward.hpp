@@ -48,6 +48,7 @@ public:
             d_keys_ = memory.take<T>(capacity * score_stride);
             correcting_ = memory.take<T>(capacity * row_stride);
             as_query_ = memory.take<T>((capacity + 8) * row_stride);
+            down_ = memory.take<T>(capacity);
         }
     }
     void begin(index batch, index head) {
@@ -63,7 +64,7 @@ public:
 
     // After prepare(). d_out: pointers to rows, repeated past the last one; `after`: the state after the chunk, wanted for decays; d_state:
     // Z, which becomes that of the state before. dq, dk: capacity + 8 rows apart by row_stride, dv: by out_stride. d_decay and
-    // d_strength: logs() and 1 a token.
+    // d_strength: logs() and 1 a token; d_decay may be null.
     void take_back(const chunk_rows<T>& rows, const T* const* d_out, int count, const T* state, const T* after, T* d_state, T* dq, T* dk,
                    T* dv, double* d_decay, double* d_strength) {
         count_ = count;
@@ -84,6 +85,7 @@ public:
         values_back(d_state, dv);
         const T* solved[most_chunk + 8];
         if constexpr (corrects) {
+            for (int a = 0; a < count; ++a) down_[a] = -this->beta[a] * (base::by_token ? this->gamma[a] : T{1});
             this->point(dv, out_stride, solved);
             pack_solved(solved);
             base::lower_products(solved, width, d_keys_, false);
@@ -96,7 +98,8 @@ public:
         keys_back(u, dk);
         if constexpr (channelwise) this->pairs.backward(rows.q, rows.k, this->alpha, count, true, d_scores_, score_stride, dq, dk);
         if constexpr (corrects) corrections_back(rows, solved, dk);
-        if constexpr (decays) decays_back(rows, after, d_state, dq, dk, d_decay);
+        if constexpr (decays)
+            if (d_decay != nullptr) decays_back(rows, after, d_state, dq, dk, d_decay);
         if constexpr (corrects) {
             for (int a = 0; a < count; ++a) {
                 for (index d = 0; d < depth; ++d) dk[a * row_stride + d] += as_query_[a * row_stride + d];
@@ -191,20 +194,20 @@ private:
                 t.multiply_columns(read + b, b, count_ - b, d_out + b * w, w);
                 if constexpr (corrects) {
                     T* solved = d_solved_ + capacity * from;
+                    alignas(64) T direct[M * w], later[M * w];
+                    t.store(direct, w);
+                    t.zero();
                     // Strengths of later tokens are part of what their values passed on.
-                    register_tile<M, N, P> later;
-                    later.zero();
-                    if (b + M < count_) later.multiply_columns(among + b + M, b, count_ - b - M, solved + (b + M) * w, w);
-                    for (int i = M; i-- > 0;) {
-                        if (b + i >= count_) continue;
-                        for (int j = 0; j < N; ++j) {
-                            P x = t.c[i][j] - later.c[i][j];
+                    if (b + M < count_) t.multiply_columns(among + b + M, b, count_ - b - M, solved + (b + M) * w, w);
+                    t.store(later, w);
+                    for (int i = std::min(M, count_ - b); i-- > 0;)
+                        for (index j = 0; j < w; j += P::lanes) {
+                            P x = P::load(direct + i * w + j) - P::load(later + i * w + j);
                             for (int a = i + 1; a < M && b + a < count_; ++a)
-                                x = fma(P(-among[b + a][b + i]), P::load(solved + (b + a) * w + j * P::lanes), x);
-                            x.store(dv + (b + i) * out_stride + from + j * P::lanes);
-                            (P(this->beta[b + i]) * x).store(solved + (b + i) * w + j * P::lanes);
+                                x = fma(P(-among[b + a][b + i]), P::load(solved + (b + a) * w + j), x);
+                            x.store(dv + (b + i) * out_stride + from + j);
+                            (P(this->beta[b + i]) * x).store(solved + (b + i) * w + j);
                         }
-                    }
                 } else {
                     t.store(dv + b * out_stride + from, out_stride);
                 }
@@ -215,6 +218,7 @@ private:
         base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
             constexpr index w = N * P::lanes;
+            base::step_ahead();
             register_tile<M, N, P> t;
             t.zero();
             t.multiply_rows(d_out + a, width, turned_ + width * first * P::lanes, w);
@@ -232,6 +236,7 @@ private:
         base::tiles(depth, count_, [&](int first, int b, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
             constexpr index w = N * P::lanes;
+            base::step_ahead();
             register_tile<M, N, P> t;
             t.zero();
             t.multiply_rows(u + b, width, d_turned_ + width * first * P::lanes, w);
@@ -252,19 +257,19 @@ private:
             register_tile<M, N, P> t;
             t.zero();
             t.multiply_rows(solved + a, width, turned_ + width * first * P::lanes, w);
-            for (int i = 0; i < M && a + i < count_; ++i) {
-                const T factor = -this->beta[a + i] * (base::by_token ? this->gamma[a + i] : T{1});
-                for (int j = 0; j < N; ++j) t.c[i][j] *= P(factor);
-            }
-            if constexpr (!channelwise) {
-                t.multiply_dense(d_keys_ + a * score_stride, score_stride, std::min(count_, a + M), keys, w);
-                register_tile<M, N, P> read;
-                read.load(dk + a * row_stride + first * P::lanes, row_stride);
-                read.multiply_columns(d_keys + a, a, count_ - a, keys + a * w, w);
-                read.store(dk + a * row_stride + first * P::lanes, row_stride);
-            }
+            base::scale_rows(t, down_ + a);
+            if constexpr (!channelwise) t.multiply_dense(d_keys_ + a * score_stride, score_stride, std::min(count_, a + M), keys, w);
             t.store(as_query_ + a * row_stride + first * P::lanes, row_stride);
         });
+        if constexpr (!channelwise)
+            base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
+                constexpr int N = decltype(n)::value, M = decltype(m)::value;
+                constexpr index w = N * P::lanes;
+                register_tile<M, N, P> t;
+                t.load(dk + a * row_stride + first * P::lanes, row_stride);
+                t.multiply_columns(d_keys + a, a, count_ - a, keys_ + capacity * first * P::lanes + a * w, w);
+                t.store(dk + a * row_stride + first * P::lanes, row_stride);
+            });
         if constexpr (channelwise) {
             scale_from_start(as_query_);
             this->pairs.backward(rows.k, rows.k, this->alpha, count_, false, d_keys_, score_stride, as_query_, dk);
@@ -291,24 +296,37 @@ private:
         double* last = d_decay + (count_ - 1) * n;
         std::fill_n(last, n, 0.);
         for (index d = 0; d < depth; ++d) {
-            double sum = 0;
+            P along(0);
             panels::each(width, [&](int first, auto vectors) {
                 constexpr index w = decltype(vectors)::value * P::lanes;
                 const index at = depth * first * P::lanes + d * w;
-                for (index e = 0; e < std::min(w, width - first * P::lanes); ++e)
-                    sum += static_cast<double>(after[at + e]) * static_cast<double>(d_state[at + e]);
+                for (index e = 0; e < w; e += P::lanes) along = fma(P::load(after + at + e), P::load(d_state + at + e), along);
             });
-            last[channelwise ? d : 0] += sum;
+            last[channelwise ? d : 0] += static_cast<double>(sum(along));
         }
         for (int a = count_; a-- > 0;) {
             double* to = d_decay + a * n;
             if (a + 1 < count_) std::copy_n(to + n, n, to);
-            for (index d = 0; d < depth; ++d) {
-                const index at = a * row_stride + d;
-                double x = static_cast<double>(rows.q[a][d]) * static_cast<double>(dq[at]) -
-                           static_cast<double>(rows.k[a][d]) * static_cast<double>(dk[at]);
-                if constexpr (corrects) x += static_cast<double>(rows.k[a][d]) * static_cast<double>(as_query_[at]);
-                to[channelwise ? d : 0] += x;
+            const T *q = rows.q[a], *k = rows.k[a], *by_query = dq + a * row_stride, *by_key = dk + a * row_stride;
+            const T* corrected = corrects ? as_query_ + a * row_stride : nullptr;
+            const auto one = [&](index d) {
+                T x = q[d] * by_query[d] - k[d] * by_key[d];
+                if constexpr (corrects) x += k[d] * corrected[d];
+                return x;
+            };
+            if constexpr (channelwise) {
+                for (index d = 0; d < depth; ++d) to[d] += static_cast<double>(one(d));
+            } else {
+                P along(0);
+                index d = 0;
+                for (; d + P::lanes <= depth; d += P::lanes) {
+                    along = fma(P::load(q + d), P::load(by_query + d), along);
+                    along = fma(-P::load(k + d), P::load(by_key + d), along);
+                    if constexpr (corrects) along = fma(P::load(k + d), P::load(corrected + d), along);
+                }
+                double rest = static_cast<double>(sum(along));
+                for (; d < depth; ++d) rest += static_cast<double>(one(d));
+                to[0] += rest;
             }
         }
     }
@@ -324,8 +342,7 @@ private:
             if constexpr (corrects) {
                 T* down = correcting_ + a * row_stride;
                 const T* key = channelwise ? this->key_readers + a * row_stride : rows.k[a];
-                const T factor = -this->beta[a] * (base::by_token ? this->gamma[a] : T{1});
-                for (index d = 0; d < depth; ++d) down[d] = key[d] * factor;
+                for (index d = 0; d < depth; ++d) down[d] = key[d] * down_[a];
                 std::fill(down + depth, down + row_stride, T{0});
             }
         }
@@ -343,14 +360,17 @@ private:
             t.multiply_columns(reading, d, count_, d_values_ + capacity * first * P::lanes, w);
             if constexpr (corrects) t.multiply_columns(correcting, d, count_, d_solved_ + capacity * first * P::lanes, w);
             T* to = d_state + depth * first * P::lanes + d * w;
-            for (int i = 0; i < M && d + i < depth; ++i)
-                for (int j = 0; j < N; ++j, to += P::lanes)
-                    base::after(P::load(to), t.c[i][j], channelwise ? this->total_channels : &this->total, d + i).store(to);
+#pragma GCC unroll 8
+            for (int i = 0; i < M; ++i)
+                if (d + i < depth)
+#pragma GCC unroll 4
+                    for (int j = 0; j < N; ++j, to += P::lanes)
+                        base::after(P::load(to), t.c[i][j], channelwise ? this->total_channels : &this->total, d + i).store(to);
         });
     }
 
     T *d_scores_, *d_values_, *keys_, *queries_, *turned_, *d_turned_, *reading_;
-    T *value_rows_ = nullptr, *d_solved_ = nullptr, *d_keys_ = nullptr, *correcting_ = nullptr, *as_query_ = nullptr;
+    T *value_rows_ = nullptr, *d_solved_ = nullptr, *d_keys_ = nullptr, *correcting_ = nullptr, *as_query_ = nullptr, *down_ = nullptr;
     int count_ = 0;
 };
 

@@ -69,24 +69,29 @@ private:
     using lanes_of = std::conditional_t<N == 0, one_lane, P>;
 
     template <class V>
-    HEED_INLINE V decayed(const T* s, index d) const {
+    HEED_INLINE static V decayed(const V& alpha, const V& s) {
         if constexpr (decays)
-            return V::load(s) * V(alpha_[channelwise ? d : 0]);
+            return alpha * s;
         else
-            return V::load(s);
+            return s;
     }
     // o = k (Gamma S)
     template <int N>
     HEED_NOINLINE void read(const view<T, 2>& state, const T* k, index e, T* o) const {
         using V = lanes_of<N>;
         constexpr int count = N == 0 ? 1 : N;
-        V sum[count];
+        const T* s = state.data + e;
+        const index stride = state.stride(0), depth = depth_;
+        V sum[count], alpha(decays ? alpha_[0] : T{1});
+#pragma GCC unroll 8
         for (int j = 0; j < count; ++j) sum[j] = V(T{0});
-        for (index d = 0; d < depth_; ++d) {
-            const T* s = state.data + d * state.stride(0) + e;
+        for (index d = 0; d < depth; ++d, s += stride) {
             const V x(k[d]);
-            for (int j = 0; j < count; ++j) sum[j] = fma(x, decayed<V>(s + j * V::lanes, d), sum[j]);
+            if constexpr (channelwise) alpha = V(alpha_[d]);
+#pragma GCC unroll 8
+            for (int j = 0; j < count; ++j) sum[j] = fma(x, decayed(alpha, V::load(s + j * V::lanes)), sum[j]);
         }
+#pragma GCC unroll 8
         for (int j = 0; j < count; ++j) sum[j].store(o + e + j * V::lanes);
     }
     // S <- Gamma S + k u^T, o = q S
@@ -94,20 +99,25 @@ private:
     HEED_NOINLINE void update(const view<T, 2>& state, const T* q, const T* k, const T* u, index e, T* o) const {
         using V = lanes_of<N>;
         constexpr int count = N == 0 ? 1 : N;
-        V sum[count], add[count];
+        T* s = state.data + e;
+        const index stride = state.stride(0), depth = depth_;
+        V sum[count], add[count], alpha(decays ? alpha_[0] : T{1});
+#pragma GCC unroll 8
         for (int j = 0; j < count; ++j) {
             sum[j] = V(T{0});
             add[j] = V::load(u + e + j * V::lanes);
         }
-        for (index d = 0; d < depth_; ++d) {
-            T* s = state.data + d * state.stride(0) + e;
+        for (index d = 0; d < depth; ++d, s += stride) {
             const V x(k[d]), y(q[d]);
+            if constexpr (channelwise) alpha = V(alpha_[d]);
+#pragma GCC unroll 8
             for (int j = 0; j < count; ++j) {
-                const V now = fma(x, add[j], decayed<V>(s + j * V::lanes, d));
+                const V now = fma(x, add[j], decayed(alpha, V::load(s + j * V::lanes)));
                 now.store(s + j * V::lanes);
                 sum[j] = fma(y, now, sum[j]);
             }
         }
+#pragma GCC unroll 8
         for (int j = 0; j < count; ++j) sum[j].store(o + e + j * V::lanes);
     }
 

@@ -71,6 +71,18 @@ public:
         }
     }
 
+    // Where rows that come next lie: expect(q, k, v), null where they are not read in place.
+    template <class Expect>
+    void ahead(index b, index h, index first, int count, Expect&& expect) {
+        const auto find = [&](const auto& source, index head, const T** to) -> const T* const* {
+            if (source.scratch_per_row() != 0) return nullptr;
+            fetch(source, b, head, first, count, nullptr, to);
+            return to;
+        };
+        const index key_head = h / p_.group();
+        expect(find(p_.q, h, next_q_), find(p_.k, key_head, next_k_), find(p_.v, key_head, next_v_));
+    }
+
     // Gradients of the queries last loaded become those of what was read.
     HEED_NOINLINE void give_queries(index b, index h, index first, int count, T* dq, index stride) const {
         const index d = p_.q.shape()[3], m = p_.mapped();
@@ -162,6 +174,7 @@ private:
     const Problem& p_;
     T *scratch_q_, *scratch_k_, *scratch_v_, *mapped_q_, *mapped_k_, *mapped_v_;
     const T *raw_q_[most_chunk], *raw_k_[most_chunk], *raw_v_[most_chunk];
+    const T *next_q_[most_chunk], *next_k_[most_chunk], *next_v_[most_chunk];
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -44,26 +44,36 @@ struct register_tile {
 
     // Every row starts from the same N vectors.
     HEED_INLINE void start_from(const T* lanes) {
+#pragma GCC unroll 4
         for (int j = 0; j < N; ++j) c[0][j] = P::load(lanes + j * P::lanes);
+#pragma GCC unroll 8
         for (int i = 1; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j] = c[0][j];
     }
     HEED_INLINE void zero() {
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j] = P(0);
     }
     HEED_INLINE void load(const T* from, index stride) {
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j] = P::load(from + i * stride + j * P::lanes);
     }
     HEED_INLINE void store(T* to, index stride) const {
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j].store(to + i * stride + j * P::lanes);
     }
     // Unrolled by four, the loops gain 2 to 4 points (Zen 3, Intel): the end of 64 or 128 single steps is not predicted.
     // A(m, k) = rows[m][k].
     HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
         const T* a[M];
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i) a[i] = rows[i];
 #pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
@@ -74,6 +84,7 @@ struct register_tile {
     // A(m, k) = a[m * a_stride + k].
     HEED_INLINE void multiply_dense(const T* dense, index a_stride, index depth, const T* b, index stride) {
         const T* a[M];
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i) a[i] = dense + i * a_stride;
 #pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
@@ -95,13 +106,16 @@ private:
     template <class A>
     HEED_INLINE void step(A&& a, const T* b) {
         P v[N];
+#pragma GCC unroll 4
         for (int j = 0; j < N; ++j) {
             v[j] = P::load(b + j * P::lanes);
             keep_in_register(v[j]);
         }
+#pragma GCC unroll 8
         for (int i = 0; i < M; ++i) {
             P x(a(i));
             keep_in_register(x);
+#pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j] = fma(x, v[j], c[i][j]);
         }
     }
