@@ -28,6 +28,7 @@
 #include <heed/recurrence/linear.hpp>
 #include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
+#include <heed/reference_linear.hpp>
 #include <heed/score/bias.hpp>
 #include <heed/score/region_bias.hpp>
 #include <heed/score/relative_bias.hpp>

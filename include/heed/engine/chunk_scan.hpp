@@ -111,7 +111,7 @@ private:
             return Chunk::whole_chunks(p_.rule) ? "chunks of the rule" : "token by token";
     }
     index heads() const { return p_.batch() * p_.heads(); }
-    index chunk() const { return std::max<index>(1, std::min(p_.chunk, p_.tokens())); }
+    index chunk() const { return p_.chunk_tokens(outer && rule_corrects<Rule>); }
     index chunks() const { return (p_.tokens() + chunk() - 1) / chunk(); }
     int tokens_of(index c) const { return static_cast<int>(std::min(chunk(), p_.tokens() - c * chunk())); }
     bool few() const { return outer && p_.tokens() < few_tokens && !Problem::normalised && !Problem::bidirectional; }

@@ -109,7 +109,7 @@ private:
     double* take_sums(arena& memory) const { return memory.take<double>(sums_each() * p_.batch() * p_.heads()); }
     bool by_batch() const { return p_.d_key_gate.data == nullptr && p_.d_value_gate.data == nullptr; }
     index tasks() const { return p_.k.shape()[1] * (by_batch() ? p_.batch() : 1); }
-    index chunk() const { return std::max<index>(1, std::min(p_.chunk, p_.tokens())); }
+    index chunk() const { return p_.chunk_tokens(outer && rule_corrects<Rule>); }
     index chunks() const { return (p_.tokens() + chunk() - 1) / chunk(); }
     index kept() const { return static_cast<index>(std::ceil(std::sqrt(static_cast<double>(std::max<index>(chunks(), 1))))); }
     int tokens_of(index c) const { return static_cast<int>(std::min(chunk(), p_.tokens() - c * chunk())); }
@@ -145,7 +145,7 @@ private:
                 advance(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, within + (c + 1) * d.size);
             for (index c = n; c-- > 0;) {
                 expect(d, b, h, c > 0 ? first + c - 1 : first + c);
-                take_back(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, within + (c + 1) * d.size, add, sums);
+                take_back(d, b, h, (first + c) * chunk(), tokens_of(first + c), within + c * d.size, add, sums);
             }
         }
     }
@@ -166,17 +166,17 @@ private:
             d.step.advance(d.loaded, first, count, state, d.dv);
         }
     }
-    void take_back(desk& d, index b, index h, index first, int count, const T* before, const T* after, bool add, double* sums) const {
+    void take_back(desk& d, index b, index h, index first, int count, const T* before, bool add, double* sums) const {
         d.rows.load(b, h, first, count, d.loaded);
         point_at_d_out(d, b, h, first, count);
         if constexpr (outer) {
             if (count > 1 && !d.step.finite(d.loaded, d.d_out, count, p_.d_k(), p_.d_v() - (normalised ? 1 : 0))) {
-                take_back_one_by_one(d, b, h, first, count, before, after, add, sums);
+                take_back_one_by_one(d, b, h, first, count, before, add, sums);
                 return;
             }
             d.step.prepare(d.loaded, first, count, before);
             if constexpr (normalised) normaliser_back(d, before, count);
-            d.step.take_back(d.loaded, d.d_out, count, before, after, d.d_state, d.dq, d.dk, d.dv, learns_decay() ? d.d_decay : nullptr,
+            d.step.take_back(d.loaded, d.d_out, count, before, d.d_state, d.dq, d.dk, d.dv, learns_decay() ? d.d_decay : nullptr,
                              d.d_strength);
             if constexpr (normalised) sums_back(d, count);
             learn(d, b, h, first, count);
@@ -189,14 +189,11 @@ private:
         }
     }
     // So that nothing which is not finite reaches gradients of tokens that it has no part in.
-    void take_back_one_by_one(desk& d, index b, index h, index first, int count, const T* before, const T* after, bool add,
-                              double* sums) const {
+    void take_back_one_by_one(desk& d, index b, index h, index first, int count, const T* before, bool add, double* sums) const {
         for (int i = count; i-- > 0;) {
             std::copy_n(before, d.size, d.state);
             for (int j = 0; j < i; ++j) advance(d, b, h, first + j, 1, d.state, d.state);
-            T* then = d.states + (kept() * 2 + 1) * d.size;
-            advance(d, b, h, first + i, 1, d.state, then);
-            take_back(d, b, h, first + i, 1, d.state, i + 1 == count ? after : then, add, sums);
+            take_back(d, b, h, first + i, 1, d.state, add, sums);
         }
     }
     void point_at_d_out(desk& d, index b, index h, index first, int count) const {

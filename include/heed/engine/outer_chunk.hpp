@@ -287,16 +287,18 @@ public:
                            rows_apart<T>{transposed + features * from, w}, T{1});
         });
     }
-    // to[a][b] = F_ab rows_a . columns_b for b < a, or b <= a with the diagonal, 0 above.
-    HEED_NOINLINE void lower_products(const T* const* rows, index features, T* to, bool diagonal) const {
+    // to[a][b] = F_ab rows_a . columns_b for b < a, or b <= a with the diagonal, 0 above; times[a][b] = with[a][b] rows_a . columns_b, if
+    // asked for.
+    HEED_NOINLINE void lower_products(const T* const* rows, index features, T* to, bool diagonal, const T* with = nullptr,
+                                      T* times = nullptr) const {
         panels::each(count_, [&](int first, auto n) {
             constexpr int N = decltype(n)::value, M = shape::rows(N);
             const T* columns = transposed + features * first * P::lanes;
             int a = first * P::lanes / M * M;
             if constexpr (N > 1)
                 for (; a < count_ && a + M <= (first + 1) * P::lanes; a += M)
-                    lower_tile<M, 1>(rows, features, columns, N, first, a, to, diagonal);
-            for (; a < count_; a += M) lower_tile<M, N>(rows, features, columns, N, first, a, to, diagonal);
+                    lower_tile<M, 1>(rows, features, columns, N, first, a, to, diagonal, with, times);
+            for (; a < count_; a += M) lower_tile<M, N>(rows, features, columns, N, first, a, to, diagonal, with, times);
         });
     }
 
@@ -313,8 +315,8 @@ public:
 
 private:
     template <int M, int N>
-    HEED_INLINE void lower_tile(const T* const* rows, index features, const T* columns, int step, int first, int a, T* to,
-                                bool diagonal) const {
+    HEED_INLINE void lower_tile(const T* const* rows, index features, const T* columns, int step, int first, int a, T* to, bool diagonal,
+                                const T* with, T* times) const {
         register_tile<M, N, P> t;
         t.zero();
         t.multiply_rows(rows + a, features, columns, step * P::lanes);
@@ -324,6 +326,7 @@ private:
             for (int j = 0; j < N; ++j) {
                 const int row = a + i, b = (first + j) * P::lanes;
                 P x = t.c[i][j];
+                if (times != nullptr) (P::load(with + row * score_stride + b) * x).store(times + row * score_stride + b);
                 if constexpr (by_token) x *= P::load(factors + row * score_stride + b);
                 const int visible = row - b + (diagonal ? 1 : 0);
                 if (visible < P::lanes) x = select(P::mask_from_bits(visible <= 0 ? 0 : (std::uint64_t{1} << visible) - 1), x, P(0));
@@ -361,7 +364,7 @@ private:
         ask(first, depth, g, [&](index row, index n, double* to) { rule_.decay(batch_, head_, row, n, to); });
         for (int a = 0; a < count_; ++a) {
             T* row = alpha + a * row_stride;
-            for (index d = 0; d < depth; ++d) row[d] = static_cast<T>(std::max(g[a * depth + d], -1e4) + 0 * g[a * depth + d]);
+            for (index d = 0; d < depth; ++d) row[d] = static_cast<T>(g[a * depth + d] < -1e4 ? -1e4 : g[a * depth + d]);
             for (index d = 0; d < depth; d += P::lanes) exp(P::load(row + d)).store(row + d);
         }
     }

@@ -1,8 +1,8 @@
 // The backward of a chunk of outer products, from the state before it and the gradient Z of the state after it.
 //
 //   dA = F o (dO U^T),  dU = A^T dO + kappa K Z,  dQ = dA K + gamma dO S^T,  dK = dA^T Q + kappa U Z^T,  Z <- Gamma Z + (gamma Q)^T dO
-// With the delta rule dU is first taken back through the solve of the forward. The gradient of a decay is that of everything it scales:
-// q dq - k dk summed from its token to the chunk's end, and <S, Z> there; sums never run past a chunk.
+// With the delta rule dU is first taken back through the solve of the forward. The gradient of the decay of token t sums what it scales:
+// pairs a >= t > b, what queries from t on read of the state, what keys before t leave in it, and Gamma <S, Z>; nothing is subtracted.
 #pragma once
 
 #include <heed/engine/outer_chunk.hpp>
@@ -42,6 +42,11 @@ public:
         turned_ = memory.take<T>(width * panels::padded(depth));
         d_turned_ = memory.take<T>(width * panels::padded(depth));
         reading_ = memory.take<T>(capacity * row_stride);
+        if constexpr (decays) {
+            sums_ = memory.take<double>(logs());
+            pairs_ = memory.take<T>(channelwise ? 0 : capacity * score_stride);
+            key_pairs_ = memory.take<T>(channelwise || !corrects ? 0 : capacity * score_stride);
+        }
         if constexpr (corrects) {
             value_rows_ = memory.take<T>((capacity + 8) * out_stride);
             d_solved_ = memory.take<T>(capacity * out_stride);
@@ -62,12 +67,12 @@ public:
                all_finite<P>(d_out, 0, count, width);
     }
 
-    // After prepare(). d_out: pointers to rows, repeated past the last one; `after`: the state after the chunk, wanted for decays; d_state:
-    // Z, which becomes that of the state before. dq, dk: capacity + 8 rows apart by row_stride, dv: by out_stride. d_decay and
-    // d_strength: logs() and 1 a token; d_decay may be null.
-    void take_back(const chunk_rows<T>& rows, const T* const* d_out, int count, const T* state, const T* after, T* d_state, T* dq, T* dk,
-                   T* dv, double* d_decay, double* d_strength) {
+    // After prepare(). d_out: pointers to rows, repeated past the last one; d_state: Z, which becomes that of the state before. dq, dk:
+    // capacity + 8 rows apart by row_stride, dv: by out_stride. d_decay and d_strength: logs() and 1 a token; d_decay may be null.
+    void take_back(const chunk_rows<T>& rows, const T* const* d_out, int count, const T* state, T* d_state, T* dq, T* dk, T* dv,
+                   double* d_decay, double* d_strength) {
         count_ = count;
+        const bool learn = decays && d_decay != nullptr;
         panels::pack(d_out, 0, count, width, d_values_, capacity);
         panels::pack(rows.k, 0, count, depth, keys_, capacity);
         panels::pack(rows.q, 0, count, depth, queries_, capacity);
@@ -81,36 +86,55 @@ public:
             std::copy_n(rows.v, count + 8, u);
         }
         base::transpose_columns(u, count, width);
-        base::lower_products(d_out, width, d_scores_, true);
+        base::lower_products(d_out, width, d_scores_, true, this->scores, learn && !channelwise ? pairs_ : nullptr);
         values_back(d_state, dv);
         const T* solved[most_chunk + 8];
         if constexpr (corrects) {
             for (int a = 0; a < count; ++a) down_[a] = -this->beta[a] * (base::by_token ? this->gamma[a] : T{1});
             this->point(dv, out_stride, solved);
             pack_solved(solved);
-            base::lower_products(solved, width, d_keys_, false);
+            base::lower_products(solved, width, d_keys_, false, this->among_keys, learn && !channelwise ? key_pairs_ : nullptr);
             for (int a = 0; a < count; ++a) {
-                T* row = d_keys_ + a * score_stride;
-                for (int b = 0; b < a; ++b) row[b] *= -this->beta[a];
+                T *row = d_keys_ + a * score_stride, *all = pairs_ + a * score_stride, *of_keys = key_pairs_ + a * score_stride;
+                for (int b = 0; b < a; ++b) {
+                    row[b] *= -this->beta[a];
+                    if (learn && !channelwise) all[b] -= this->beta[a] * of_keys[b];
+                }
             }
         }
-        queries_back(d_out, dq);
-        keys_back(u, dk);
-        if constexpr (channelwise) this->pairs.backward(rows.q, rows.k, this->alpha, count, true, d_scores_, score_stride, dq, dk);
-        if constexpr (corrects) corrections_back(rows, solved, dk);
+        state_part(d_out, width, turned_, dq, [&](auto& t, int a) {
+            if constexpr (base::by_token) base::scale_rows(t, this->gamma + a);
+        });
+        state_part(u, width, d_turned_, dk, [&](auto& t, int b) {
+            if constexpr (base::by_token) base::scale_rows(t, this->kappa + b);
+        });
+        if constexpr (corrects) state_part(solved, width, turned_, as_query_, [&](auto& t, int a) { base::scale_rows(t, down_ + a); });
+        if constexpr (channelwise) {
+            scale_from_start(dq);
+            scale_to_end(dk);
+            if constexpr (corrects) scale_from_start(as_query_);
+        }
         if constexpr (decays)
-            if (d_decay != nullptr) decays_back(rows, after, d_state, dq, dk, d_decay);
-        if constexpr (corrects) {
+            if (learn) decays_back(rows, state, d_state, dq, dk, d_decay);
+        if constexpr (channelwise) {
+            this->pairs.backward(rows.q, rows.k, this->alpha, count, true, d_scores_, score_stride, dq, dk, learn ? d_decay : nullptr);
+            if constexpr (corrects)
+                this->pairs.backward(rows.k, rows.k, this->alpha, count, false, d_keys_, score_stride, as_query_, dk,
+                                     learn ? d_decay : nullptr);
+        } else {
+            pairs_part(d_scores_, keys_, queries_, dq, dk);
+            if constexpr (corrects) pairs_part(d_keys_, keys_, keys_, as_query_, dk);
+        }
+        if constexpr (corrects)
             for (int a = 0; a < count; ++a) {
                 for (index d = 0; d < depth; ++d) dk[a * row_stride + d] += as_query_[a * row_stride + d];
                 double sum = 0;
-                T* row = dv + a * out_stride;
+                const T* row = dv + a * out_stride;
                 each_part(a, this->before_strength, [&](index e, const T* x, index n) {
                     for (index i = 0; i < n; ++i) sum += static_cast<double>(row[e + i]) * static_cast<double>(x[i]);
                 });
                 d_strength[a] = sum;
             }
-        }
         state_back(rows, d_state);
         if constexpr (corrects)
             for (int a = 0; a < count; ++a)
@@ -214,66 +238,40 @@ private:
             }
         });
     }
-    void queries_back(const T* const* d_out, T* dq) {
+    // to = rows times a turned state, scaled by each tile.
+    template <class Scale>
+    void state_part(const T* const* rows, index features, const T* turned, T* to, Scale&& scale) {
         base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
-            constexpr index w = N * P::lanes;
             base::step_ahead();
             register_tile<M, N, P> t;
             t.zero();
-            t.multiply_rows(d_out + a, width, turned_ + width * first * P::lanes, w);
-            if constexpr (base::by_token) base::scale_rows(t, this->gamma + a);
-            if constexpr (!channelwise)
-                t.multiply_dense(d_scores_ + a * score_stride, score_stride, std::min(count_, a + M), keys_ + capacity * first * P::lanes,
-                                 w);
-            t.store(dq + a * row_stride + first * P::lanes, row_stride);
+            t.multiply_rows(rows + a, features, turned + features * first * P::lanes, N * P::lanes);
+            scale(t, a);
+            t.store(to + a * row_stride + first * P::lanes, row_stride);
         });
-        if constexpr (channelwise) scale_from_start(dq);
     }
-    void keys_back(const T* const* u, T* dk) {
-        const T* d_scores[most_chunk + 8];
-        this->point(d_scores_, score_stride, d_scores);
+    // to_queries += g keys, to_keys += g^T queries, for g below the diagonal; keys and queries in panels.
+    void pairs_part(const T* g, const T* keys, const T* queries, T* to_queries, T* to_keys) const {
+        const T* columns[most_chunk + 8];
+        this->point(g, score_stride, columns);
+        base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
+            constexpr int N = decltype(n)::value, M = decltype(m)::value;
+            register_tile<M, N, P> t;
+            T* to = to_queries + a * row_stride + first * P::lanes;
+            t.load(to, row_stride);
+            t.multiply_dense(g + a * score_stride, score_stride, std::min(count_, a + M), keys + capacity * first * P::lanes, N * P::lanes);
+            t.store(to, row_stride);
+        });
         base::tiles(depth, count_, [&](int first, int b, auto n, auto m) {
             constexpr int N = decltype(n)::value, M = decltype(m)::value;
             constexpr index w = N * P::lanes;
-            base::step_ahead();
             register_tile<M, N, P> t;
-            t.zero();
-            t.multiply_rows(u + b, width, d_turned_ + width * first * P::lanes, w);
-            if constexpr (base::by_token) base::scale_rows(t, this->kappa + b);
-            if constexpr (!channelwise) t.multiply_columns(d_scores + b, b, count_ - b, queries_ + capacity * first * P::lanes + b * w, w);
-            t.store(dk + b * row_stride + first * P::lanes, row_stride);
+            T* to = to_keys + b * row_stride + first * P::lanes;
+            t.load(to, row_stride);
+            t.multiply_columns(columns + b, b, count_ - b, queries + capacity * first * P::lanes + b * w, w);
+            t.store(to, row_stride);
         });
-        if constexpr (channelwise) scale_to_end(dk);
-    }
-    // Keys as they read for the correction, apart in as_query_, and as those that were read, into dk.
-    void corrections_back(const chunk_rows<T>& rows, const T* const* solved, T* dk) {
-        const T* d_keys[most_chunk + 8];
-        this->point(d_keys_, score_stride, d_keys);
-        base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
-            constexpr int N = decltype(n)::value, M = decltype(m)::value;
-            constexpr index w = N * P::lanes;
-            const T* keys = keys_ + capacity * first * P::lanes;
-            register_tile<M, N, P> t;
-            t.zero();
-            t.multiply_rows(solved + a, width, turned_ + width * first * P::lanes, w);
-            base::scale_rows(t, down_ + a);
-            if constexpr (!channelwise) t.multiply_dense(d_keys_ + a * score_stride, score_stride, std::min(count_, a + M), keys, w);
-            t.store(as_query_ + a * row_stride + first * P::lanes, row_stride);
-        });
-        if constexpr (!channelwise)
-            base::tiles(depth, count_, [&](int first, int a, auto n, auto m) {
-                constexpr int N = decltype(n)::value, M = decltype(m)::value;
-                constexpr index w = N * P::lanes;
-                register_tile<M, N, P> t;
-                t.load(dk + a * row_stride + first * P::lanes, row_stride);
-                t.multiply_columns(d_keys + a, a, count_ - a, keys_ + capacity * first * P::lanes + a * w, w);
-                t.store(dk + a * row_stride + first * P::lanes, row_stride);
-            });
-        if constexpr (channelwise) {
-            scale_from_start(as_query_);
-            this->pairs.backward(rows.k, rows.k, this->alpha, count_, false, d_keys_, score_stride, as_query_, dk);
-        }
     }
     void scale_from_start(T* rows) {
         std::fill_n(reading_, depth, T{1});
@@ -291,42 +289,57 @@ private:
                 reading_[d] *= this->alpha[b * row_stride + d];
             }
     }
-    void decays_back(const chunk_rows<T>& rows, const T* after, const T* d_state, const T* dq, const T* dk, double* d_decay) {
+    // From the parts of dq, dk and as_query_ that come through the state, and, by token, from pairs_.
+    void decays_back(const chunk_rows<T>& rows, const T* state, const T* d_state, const T* dq, const T* dk, double* d_decay) {
         const index n = logs();
-        double* last = d_decay + (count_ - 1) * n;
-        std::fill_n(last, n, 0.);
+        double* kept = d_decay + (count_ - 1) * n;
+        std::fill_n(kept, n, 0.);
         for (index d = 0; d < depth; ++d) {
             P along(0);
             panels::each(width, [&](int first, auto vectors) {
                 constexpr index w = decltype(vectors)::value * P::lanes;
                 const index at = depth * first * P::lanes + d * w;
-                for (index e = 0; e < w; e += P::lanes) along = fma(P::load(after + at + e), P::load(d_state + at + e), along);
+                for (index e = 0; e < w; e += P::lanes) along = fma(P::load(state + at + e), P::load(d_state + at + e), along);
             });
-            last[channelwise ? d : 0] += static_cast<double>(sum(along));
+            const T factor = channelwise ? this->total_channels[d] : this->total;
+            // A decay to nothing keeps nothing, whatever the state is.
+            if (factor != 0) kept[channelwise ? d : 0] += static_cast<double>(factor) * static_cast<double>(sum(along));
         }
-        for (int a = count_; a-- > 0;) {
-            double* to = d_decay + a * n;
-            if (a + 1 < count_) std::copy_n(to + n, n, to);
-            const T *q = rows.q[a], *k = rows.k[a], *by_query = dq + a * row_stride, *by_key = dk + a * row_stride;
-            const T* corrected = corrects ? as_query_ + a * row_stride : nullptr;
-            const auto one = [&](index d) {
-                T x = q[d] * by_query[d] - k[d] * by_key[d];
-                if constexpr (corrects) x += k[d] * corrected[d];
-                return x;
-            };
+        for (int t = 0; t + 1 < count_; ++t) std::copy_n(kept, n, d_decay + t * n);
+        const auto add = [&](int a, const T* const* x, const T* y, double* to) {
+            const T *u = x[a], *v = y + a * row_stride;
             if constexpr (channelwise) {
-                for (index d = 0; d < depth; ++d) to[d] += static_cast<double>(one(d));
+                for (index d = 0; d < depth; ++d) to[d] += static_cast<double>(u[d]) * static_cast<double>(v[d]);
             } else {
                 P along(0);
                 index d = 0;
-                for (; d + P::lanes <= depth; d += P::lanes) {
-                    along = fma(P::load(q + d), P::load(by_query + d), along);
-                    along = fma(-P::load(k + d), P::load(by_key + d), along);
-                    if constexpr (corrects) along = fma(P::load(k + d), P::load(corrected + d), along);
-                }
+                for (; d + P::lanes <= depth; d += P::lanes) along = fma(P::load(u + d), P::load(v + d), along);
                 double rest = static_cast<double>(sum(along));
-                for (; d < depth; ++d) rest += static_cast<double>(one(d));
+                for (; d < depth; ++d) rest += static_cast<double>(u[d]) * static_cast<double>(v[d]);
                 to[0] += rest;
+            }
+        };
+        double* running = sums_;
+        std::fill_n(running, n, 0.);
+        for (int t = count_; t-- > 0;) {
+            add(t, rows.q, dq, running);
+            if constexpr (corrects) add(t, rows.k, as_query_, running);
+            for (index i = 0; i < n; ++i) d_decay[t * n + i] += running[i];
+        }
+        std::fill_n(running, n, 0.);
+        for (int t = 1; t < count_; ++t) {
+            add(t - 1, rows.k, dk, running);
+            for (index i = 0; i < n; ++i) d_decay[t * n + i] += running[i];
+        }
+        if constexpr (!channelwise) {
+            // columns[b]: sum of pairs_ with b over a >= t
+            T* columns = d_turned_;
+            std::fill_n(columns, count_, T{0});
+            for (int t = count_; t-- > 0;) {
+                const T* row = pairs_ + t * score_stride;
+                T all = 0;
+                for (int b = 0; b < t; ++b) all += columns[b] += row[b];
+                d_decay[t] += static_cast<double>(all);
             }
         }
     }
@@ -371,6 +384,8 @@ private:
 
     T *d_scores_, *d_values_, *keys_, *queries_, *turned_, *d_turned_, *reading_;
     T *value_rows_ = nullptr, *d_solved_ = nullptr, *d_keys_ = nullptr, *correcting_ = nullptr, *as_query_ = nullptr, *down_ = nullptr;
+    T *pairs_ = nullptr, *key_pairs_ = nullptr;
+    double* sums_ = nullptr;
     int count_ = 0;
 };
 

@@ -47,6 +47,12 @@ struct recurrent_problem {
     index mapped() const { return features.features(q.shape()[3]); }
     index d_k() const { return mapped() + (normalised ? 1 : 0); }
     index d_v() const { return v.shape()[3] + (normalised ? 1 : 0); }
+    // Tokens of a chunk. What the delta rule writes cancels once there are more tokens than features, and a chunk sums before it
+    // cancels: chunks far longer than d_k would lose digits that token by token are kept.
+    index chunk_tokens(bool corrects) const {
+        const index most = corrects ? std::max<index>(8, 2 * d_k()) : chunk;
+        return std::max<index>(1, std::min({chunk, most, tokens()}));
+    }
     index row(index t) const { return order.empty() ? t : order[static_cast<std::size_t>(t)]; }
     recurrence_extents extents() const { return {batch(), heads(), tokens(), mapped(), v.shape()[3]}; }
 };

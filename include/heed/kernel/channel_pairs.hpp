@@ -26,7 +26,8 @@ public:
         lanes_ = (half_ + P::lanes - 1) / P::lanes * P::lanes;
         left_ = memory.template take<T>((half_ + 8) * row_stride);
         right_ = memory.template take<T>((half_ + 8) * row_stride);
-        columns_ = memory.template take<T>(depth * lanes_);
+        columns_ = memory.template take<T>(depth * std::max<index>(lanes_, 2));
+        scaled_ = memory.template take<T>((half_ + 8) * row_stride);
         running_ = memory.template take<T>(row_stride);
     }
 
@@ -62,31 +63,59 @@ public:
         for (int a = 0; a < count; ++a)
             std::fill(to + a * to_stride + a + (diagonal ? 1 : 0), to + a * to_stride + std::min(count, (a / block + 1) * block), T{0});
     }
-    // dq[a] += sum_b g_ab decays k_b, dk[b] += sum_a g_ab decays q_a, for the gradient g of such products.
-    void backward(const T* const* q, const T* const* k, const T* alpha, int count, bool diagonal, const T* g, index g_stride, T* dq,
-                  T* dk) {
+    // dq[a] += sum_b g_ab decays k_b, dk[b] += sum_a g_ab decays q_a, for the gradient g of such products; d_decay[t * depth + d], unless
+    // null, += that of the logarithm of alpha_td: all pairs a >= t > b.
+    void backward(const T* const* q, const T* const* k, const T* alpha, int count, bool diagonal, const T* g, index g_stride, T* dq, T* dk,
+                  double* d_decay) {
+        T *part = columns_, *total = columns_ + depth_;
+        const auto add = [&](const T* x, T* to) {
+            for (index d = 0; d < depth_; ++d) {
+                to[d] += part[d];
+                total[d] += x[d] * part[d];
+            }
+        };
+        const auto leave = [&](int t) {
+            if (d_decay != nullptr)
+                for (index d = 0; d < depth_; ++d) d_decay[t * depth_ + d] += static_cast<double>(total[d]);
+        };
         each_block(count, [&](int middle, int half, int right) {
             scale_left(k, alpha, middle, half);
             scale_right(q, alpha, middle, right);
+            // From the middle: decays up to a. Then back again, as decays of t sum over a >= t.
             std::fill_n(running_, depth_, T{1});
             for (int a = 0; a < right; ++a) {
-                const T* row = g + (middle + a) * g_stride + middle - half;
                 times(running_, alpha + (middle + a) * stride_);
-                add_combination(row, 1, half, left_, running_, dq + (middle + a) * stride_);
+                combine(g + (middle + a) * g_stride + middle - half, 1, half, left_, running_, scaled_ + a * stride_);
+            }
+            std::fill_n(total, depth_, T{0});
+            for (int a = right; a-- > 0;) {
+                std::copy_n(scaled_ + a * stride_, depth_, part);
+                add(q[middle + a], dq + (middle + a) * stride_);
+                leave(middle + a);
             }
             std::fill_n(running_, depth_, T{1});
             for (int b = half; b-- > 0;) {
-                add_combination(g + middle * g_stride + middle - half + b, g_stride, right, right_, running_,
-                                dk + (middle - half + b) * stride_);
+                combine(g + middle * g_stride + middle - half + b, g_stride, right, right_, running_, scaled_ + b * stride_);
                 times(running_, alpha + (middle - half + b) * stride_);
+            }
+            std::fill_n(total, depth_, T{0});
+            for (int b = 0; b < half; ++b) {
+                if (b > 0) leave(middle - half + b);
+                std::copy_n(scaled_ + b * stride_, depth_, part);
+                add(k[middle - half + b], dk + (middle - half + b) * stride_);
             }
         });
         each_pair(count, alpha, diagonal, [&](int a, int b, const T* decay) {
             const T x = g[a * g_stride + b];
             for (index d = 0; d < depth_; ++d) {
-                dq[a * stride_ + d] += x * decay[d] * k[b][d];
-                dk[b * stride_ + d] += x * decay[d] * q[a][d];
+                const T y = x * decay[d], u = q[a][d], v = k[b][d];
+                dq[a * stride_ + d] += y * v;
+                dk[b * stride_ + d] += y * u;
+                part[d] = y * u * v;
             }
+            if (d_decay != nullptr)
+                for (int t = b + 1; t <= a; ++t)
+                    for (index d = 0; d < depth_; ++d) d_decay[t * depth_ + d] += static_cast<double>(part[d]);
         });
     }
 
@@ -128,23 +157,23 @@ private:
             for (index d = 0; d < depth_; ++d) right_[a * stride_ + d] = q[middle + a][d] * running_[d];
         }
     }
-    // to += factor o sum_i weights[i * apart] rows_i
-    void add_combination(const T* weights, index apart, int count, const T* rows, const T* factor, T* to) const {
+    // to = factor o sum_i weights[i * apart] rows_i
+    void combine(const T* weights, index apart, int count, const T* rows, const T* factor, T* to) const {
         index d = 0;
         for (; d + P::lanes <= depth_; d += P::lanes) {
             P sum(0);
             for (int i = 0; i < count; ++i) sum = fma(P(weights[i * apart]), P::load(rows + i * stride_ + d), sum);
-            fma(P::load(factor + d), sum, P::load(to + d)).store(to + d);
+            (P::load(factor + d) * sum).store(to + d);
         }
         for (; d < depth_; ++d) {
             T sum = 0;
             for (int i = 0; i < count; ++i) sum += weights[i * apart] * rows[i * stride_ + d];
-            to[d] += factor[d] * sum;
+            to[d] = factor[d] * sum;
         }
     }
 
     index depth_ = 0, stride_ = 0, half_ = 0, lanes_ = 0;
-    T *left_ = nullptr, *right_ = nullptr, *columns_ = nullptr, *running_ = nullptr;
+    T *left_ = nullptr, *right_ = nullptr, *columns_ = nullptr, *running_ = nullptr, *scaled_ = nullptr;
 };
 
 }  // namespace heed::inline HEED_ISA
