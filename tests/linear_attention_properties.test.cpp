@@ -1,5 +1,4 @@
 #include "support/catch.hpp"
-#include "support/shuffled_threads.hpp"
 #include "support/tensors.hpp"
 
 #include <heed/linear_attention.hpp>
@@ -110,26 +109,6 @@ TEST_CASE("the plan says what a call does") {
         CHECK_THROWS_WITH(heed::linear_attention(in.q.view, in.k.view, in.v.view, out.view, rule, state, heed::workspace{bytes}),
                           contains_text("heed::linear_attention: workspace bytes"));
     });
-}
-
-TEST_CASE("few heads on many threads go in waves of chunks, with the bits of one") {
-    random_source r(6);
-    const heed::index tokens = 1000;
-    const auto q = normal_tensor<float>(r, {1, 2, tokens, 16}), k = normal_tensor<float>(r, {1, 2, tokens, 16});
-    auto v = normal_tensor<float>(r, {1, 2, tokens, 32});
-    const std::vector<float> slopes{0.01f, 0.3f};
-    const heed::lightning rule{slopes};
-    for (const bool clean : {true, false}) {
-        if (!clean) v.view(0, 1, 333, 4) = std::numeric_limits<float>::infinity();
-        tensor<float> out({1, 2, tokens, 32}), again({1, 2, tokens, 32});
-        auto state = heed::make_state(rule, 1, 2, 16, 32), state_again = state;
-        const shuffled_threads threads{7};
-        CHECK(heed::plan_linear(q.view, k.view, v.view, out.view, rule, state, threads).wave > 0);
-        heed::linear_attention(q.view, k.view, v.view, out.view, rule, state);
-        heed::linear_attention(q.view, k.view, v.view, again.view, rule, state_again, threads);
-        CHECK(same_bits(elements(out.view), elements(again.view)));
-        CHECK(same_bits(elements(heed::view<const float, 4>(state.values())), elements(heed::view<const float, 4>(state_again.values()))));
-    }
 }
 
 TEST_CASE("no tokens, no heads and no batch leave the state as it is") {

@@ -21,6 +21,18 @@ struct same_parity {
 
 TEST_CASE("a mask of one's own is one struct, its law test one line") { CHECK(laws::check_mask(same_parity{})); }
 
+struct running_maximum {
+    using axis = heed::axes::recurrence;
+    template <class T>
+    void update(const heed::view<T, 2>& state, const T*, const T* v, heed::token) const {
+        for (heed::index e = 0; e < state.extent(1); ++e) state(0, e) = std::max(state(0, e), v[e]);
+    }
+    template <class T>
+    void read(const heed::view<const T, 2>& state, const T*, T* o, heed::token) const {
+        for (heed::index e = 0; e < state.extent(1); ++e) o[e] = state(0, e);
+    }
+};
+
 TEST_CASE("the calls of the README") {
     constexpr heed::index batch = 1, heads = 4, key_heads = 2, tokens = 40, features = 16;
     std::mt19937 random(5);
@@ -110,6 +122,25 @@ TEST_CASE("the calls of the README") {
     heed::reference::attention_backward(q, k, v, heed::result{out, lse}, d_out, dq, dk, dv, heed::causal, score, drop);
     for (std::size_t i = 0; i < d_queries.size(); ++i) CHECK(std::abs(d_queries[i] - d_queries_seen[i]) < 2e-5f);
     for (std::size_t i = 0; i < d_slope.size(); ++i) CHECK(std::abs(d_slope[i] - d_slope_seen[i]) < 1e-3f);
+
+    const heed::lightning rule{slope};
+    auto state = heed::make_state(rule, batch, heads, features, features);
+    heed::linear_attention(q, k, v, out, rule, state);
+    const auto first = outputs;
+    const heed::index prompt = 30;
+    const auto part = [&](auto x, heed::index begin, heed::index count) {
+        x.data += begin * x.stride(2);
+        x.shape[2] = count;
+        return x;
+    };
+    auto parts = heed::make_state(rule, batch, heads, features, features);
+    heed::linear_attention(part(q, 0, prompt), part(k, 0, prompt), part(v, 0, prompt), part(out, 0, prompt), rule, parts);
+    for (heed::index t = prompt; t < tokens; ++t)
+        heed::linear_attention(part(q, t, 1), part(k, t, 1), part(v, t, 1), part(out, t, 1), rule, parts);
+    for (std::size_t i = 0; i < outputs.size(); ++i) CHECK(std::abs(outputs[i] - first[i]) < 1e-5f * (1 + std::abs(first[i])));
+    auto largest = heed::make_state(running_maximum{}, batch, heads, features, features);
+    heed::linear_attention(q, k, v, out, running_maximum{}, largest);
+    CHECK(out(0, 3, 0, 5) == std::max(0.f, v(0, 1, 0, 5)));
 
     const auto thirty = heed::bthd(queries.data(), 1, 1, 30, 1), eight = heed::bthd(keys.data(), 1, 1, 8, 1);
     CHECK_THROWS_WITH(heed::attention(thirty, eight, eight, heed::bthd(outputs.data(), 1, 1, 30, 1)),
