@@ -5,6 +5,7 @@
 // every chunk's part of the state is summed from zero in either case. A few tokens alone update the state in place, row by row.
 #pragma once
 
+#include <heed/engine/chunk_wave.hpp>
 #include <heed/engine/outer_chunk.hpp>
 #include <heed/engine/outer_token.hpp>
 #include <heed/engine/recurrent_problem.hpp>
@@ -230,71 +231,47 @@ private:
         finish(d, b, h, 0, count);
     }
 
-    // Parts of the state of every chunk of a wave, then the states before them, in `parts`; the states at the wave's start in `carried`.
-    struct wave_memory {
-        T *parts, *carried, *kept;
-        index kept_size;
-    };
     std::size_t wave_bytes(index together) const {
         arena count;
         if constexpr (waves)
-            if (together > 0) take_wave(count, together);
+            if (together > 0) chunk_wave<Chunk>(heads(), together, desk(p_, chunk(), arena()).step, count);
         return count.used();
-    }
-    wave_memory take_wave(arena& memory, index together) const {
-        const index size = desk(p_, chunk(), arena()).step.state_size();
-        const index kept = Chunk::channelwise ? p_.d_k() : 1;
-        return {memory.take<T>(heads() * together * size), memory.take<T>(heads() * size), memory.take<T>(heads() * together * kept), kept};
     }
     template <class E>
     void run_waves(const E& executor, std::byte* base, index together) const {
         arena memory(base);
-        const wave_memory w = take_wave(memory, together);
-        const index size = desk(p_, chunk(), arena()).step.state_size();
-        executor.bulk(heads(), [&](index task, index worker) {
-            desk_of(worker).step.load_state(state_view(task / p_.heads(), task % p_.heads()), w.carried + task * size);
-        });
+        const chunk_wave<Chunk> wave(heads(), together, desk(p_, chunk(), arena()).step, memory);
+        const auto head_state = [&](index head) { return state_view(head / p_.heads(), head % p_.heads()); };
+        executor.bulk(
+            heads(), [&](index head, index worker) { desk_of(worker).step.load_state(head_state(head), wave.carried + head * wave.size); });
         for (index first = 0; first < chunks(); first += together) {
             const index n = std::min(together, chunks() - first);
-            executor.bulk(heads() * n, [&](index task, index worker) {
-                desk d = desk_of(worker);
-                const index head = task / n, c = first + task % n, b = head / p_.heads(), h = head % p_.heads();
-                T* part = w.parts + (head * together + task % n) * size;
-                std::fill_n(part, size, T{0});
-                d.step.begin(b, h);
+            const auto each_chunk = [&](auto&& f) {
+                executor.bulk(heads() * n, [&](index task, index worker) {
+                    desk d = desk_of(worker);
+                    const index head = task / n, b = head / p_.heads(), h = head % p_.heads();
+                    d.step.begin(b, h);
+                    f(d, head, task % n, b, h, first + task % n);
+                });
+            };
+            each_chunk([&](desk& d, index head, index i, index b, index h, index c) {
+                T* part = wave.part(head, i);
+                std::fill_n(part, wave.size, T{0});
                 d.rows.load(b, h, c * chunk(), tokens_of(c), d.loaded);
-                d.step.prepare(d.loaded, c * chunk(), tokens_of(c), part);
+                d.step.template prepare<false>(d.loaded, c * chunk(), tokens_of(c), part);
                 d.step.write(part, part);
-                d.step.keep(w.kept + (head * together + task % n) * w.kept_size);
+                d.step.keep(wave.kept_of(head, i));
             });
-            executor.bulk(heads() * slices, [&](index task, index worker) {
-                carry(desk_of(worker).step, w, task / slices, task % slices, together, n, size);
+            executor.bulk(heads() * wave.slices, [&](index task, index worker) {
+                wave.carry(desk_of(worker).step, task / wave.slices, task % wave.slices, n, false, wave.kept);
             });
-            executor.bulk(heads() * n, [&](index task, index worker) {
-                desk d = desk_of(worker);
-                const index head = task / n, c = first + task % n, b = head / p_.heads(), h = head % p_.heads();
-                d.step.begin(b, h);
-                output(d, b, h, c * chunk(), tokens_of(c), w.parts + (head * together + task % n) * size);
+            each_chunk([&](desk& d, index head, index i, index b, index h, index c) {
+                output(d, b, h, c * chunk(), tokens_of(c), wave.part(head, i));
             });
         }
-        executor.bulk(heads(), [&](index task, index worker) {
-            desk_of(worker).step.store_state(w.carried + task * size, state_view(task / p_.heads(), task % p_.heads()));
+        executor.bulk(heads(), [&](index head, index worker) {
+            desk_of(worker).step.store_state(wave.carried + head * wave.size, head_state(head));
         });
-    }
-    // Rows of the state in a slice: what a chunk adds gives way to the state before that chunk.
-    static constexpr index slices = 8;
-    void carry(const Chunk& step, const wave_memory& w, index head, index slice, index together, index n, index size) const {
-        const index rows = p_.d_k(), begin = rows * slice / slices, end = rows * (slice + 1) / slices;
-        T* carried = w.carried + head * size;
-        for (index i = 0; i < n; ++i) {
-            T* part = w.parts + (head * together + i) * size;
-            const T* kept = w.kept + (head * together + i) * w.kept_size;
-            step.each_vector(begin, end, [&](index d, index at) {
-                const P added = P::load(part + at), before = P::load(carried + at);
-                before.store(part + at);
-                Chunk::after(before, added, kept, d).store(carried + at);
-            });
-        }
     }
 
     Problem p_;

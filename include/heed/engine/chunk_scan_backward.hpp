@@ -1,7 +1,8 @@
 // The linear door's backward: states are kept at every sqrt(chunks)-th chunk, made again from there, and gone through in reverse.
 //
 // Memory: 2 sqrt(N / chunk) states for each thread. Key heads are the pieces of work, as their gradients sum over the query heads of a
-// group; with learned gates of tokens, which sum over the batch, all batch entries of one.
+// group; with learned gates of tokens, which sum over the batch, all batch entries of one. Fewer of them than workers: chunks go in waves
+// as in the forward, from the last wave to the first, with a state kept for each.
 #pragma once
 
 #include <heed/engine/chunk_scan.hpp>
@@ -32,9 +33,12 @@ public:
         r.isa = arch::traits<typename P::arch_type>::name;
         r.kernel = outer ? "chunk scan" : "rule";
         r.chunk = chunk();
-        r.tasks = tasks();
+        r.wave = wave(workers);
+        r.tasks = tasks() * std::max<index>(r.wave, 1);
         arena shared;
         take_sums(shared);
+        if constexpr (waves)
+            if (r.wave > 0) wave_memory(*this, r.wave, shared);
         r.workspace_bytes = desk_bytes_ * static_cast<std::size_t>(workers) + shared.used() + arena::alignment;
         return r;
     }
@@ -46,6 +50,11 @@ public:
         double* sums = take_sums(shared);
         std::fill_n(sums, sums_each() * p_.batch() * p_.heads(), 0.);
         const index key_heads = p_.k.shape()[1];
+        if constexpr (waves)
+            if (const index together = wave(executor.workers()); together > 0) {
+                run_waves(executor, memory, shared, together);
+                return;
+            }
         executor.bulk(tasks(), [&](index task, index worker) {
             desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
             const index key_head = task % key_heads;
@@ -61,6 +70,13 @@ public:
     }
 
 private:
+    static constexpr bool waves = outer && !bidirectional && !normalised && !rule_corrects<Rule>;
+    static constexpr index chunks_of_a_wave = 4;  // a worker
+    index wave(index workers) const {
+        if (!waves || !by_batch() || tasks() >= workers || chunks() <= 1) return 0;
+        return std::min(chunks(), (chunks_of_a_wave * workers + tasks() - 1) / std::max<index>(tasks(), 1));
+    }
+
     struct desk {
         desk(const Problem& p, index chunk, index kept, arena memory)
             : rows(p, chunk, memory), step(p.rule, p.d_k(), p.d_v(), chunk, p.order, memory), size(step.state_size()) {
@@ -127,6 +143,86 @@ private:
         else
             run_reversed(d, b, h, add, sums);
         d.step.store_state(d.d_state, state_of(p_.d_state, b, h));
+    }
+
+    // Of every head: states before the chunks of a wave and gradients of those after them, and a state for each wave.
+    struct wave_memory {
+        chunk_wave<Chunk> states, gradients;
+        T* before;
+        index count;
+        wave_memory(const chunk_scan_backward& e, index together, arena& memory)
+            : states(e.heads(), together, desk(e.p_, e.chunk(), e.kept(), arena()).step, memory),
+              gradients(e.heads(), together, desk(e.p_, e.chunk(), e.kept(), arena()).step, memory),
+              count((e.chunks() + together - 1) / together) {
+            before = memory.take<T>(count * e.heads() * states.size);
+        }
+    };
+    index heads() const { return p_.batch() * p_.heads(); }
+
+    template <class E>
+    void run_waves(const E& executor, std::byte* memory, arena& shared, index together) const {
+        const index bytes = static_cast<index>(desk_bytes_), size = desk(p_, chunk(), kept(), arena()).size;
+        const wave_memory w(*this, together, shared);
+        const auto& s = w.states;
+        const auto& z = w.gradients;
+        // f(desk, batch, head, number of the head, number in the wave, chunk), query heads of a group one after the other.
+        const auto each_chunk = [&](index first, index n, auto&& f) {
+            executor.bulk(tasks() * n, [&](index task, index worker) {
+                desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
+                const index key_heads = p_.k.shape()[1], unit = task / n, b = unit / key_heads, i = task % n;
+                for (index g = 0; g < p_.group(); ++g) {
+                    const index h = unit % key_heads * p_.group() + g;
+                    d.step.begin(b, h);
+                    f(d, b, h, b * p_.heads() + h, i, first + i);
+                }
+            });
+        };
+        const auto carry = [&](const chunk_wave<Chunk>& wave, index n, bool reverse) {
+            executor.bulk(heads() * wave.slices, [&](index task, index worker) {
+                const desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
+                wave.carry(d.step, task / wave.slices, task % wave.slices, n, reverse, s.kept);
+            });
+        };
+        const auto add_states = [&](index first, index n, bool and_gradients) {
+            each_chunk(first, n, [&](desk& d, index b, index h, index head, index i, index c) {
+                T* part = s.part(head, i);
+                std::fill_n(part, size, T{0});
+                advance(d, b, h, c * chunk(), tokens_of(c), part, part);
+                d.step.keep(s.kept_of(head, i));
+                if (!and_gradients) return;
+                part = z.part(head, i);
+                std::fill_n(part, size, T{0});
+                point_at_d_out(d, b, h, c * chunk(), tokens_of(c));
+                d.step.add_back(d.loaded, d.d_out, tokens_of(c), part);
+            });
+        };
+        executor.bulk(heads(), [&](index head, index worker) {
+            const desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
+            const index b = head / p_.heads(), h = head % p_.heads();
+            d.step.load_state(state_of(p_.state, b, h), s.carried + head * size);
+            d.step.load_state(view<const T, 2>(state_of(p_.d_state, b, h)), z.carried + head * size);
+        });
+        for (index i = 0; i < w.count; ++i) {
+            std::copy_n(s.carried, heads() * size, w.before + i * heads() * size);
+            if (i + 1 == w.count) break;
+            add_states(i * together, together, false);
+            carry(s, together, false);
+        }
+        for (index i = w.count; i-- > 0;) {
+            const index first = i * together, n = std::min(together, chunks() - first);
+            std::copy_n(w.before + i * heads() * size, heads() * size, s.carried);
+            add_states(first, n, true);
+            carry(s, n, false);
+            carry(z, n, true);
+            each_chunk(first, n, [&](desk& d, index b, index h, index head, index j, index c) {
+                std::copy_n(z.part(head, j), size, d.d_state);
+                take_back(d, b, h, c * chunk(), tokens_of(c), s.part(head, j), h % p_.group() > 0, nullptr);
+            });
+        }
+        executor.bulk(heads(), [&](index head, index worker) {
+            const desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
+            d.step.store_state(z.carried + head * size, state_of(p_.d_state, head / p_.heads(), head % p_.heads()));
+        });
     }
 
     void run_reversed(desk& d, index b, index h, bool add, double* sums) const {

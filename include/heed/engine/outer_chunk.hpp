@@ -55,6 +55,7 @@ template <class P, class Rule>
 class outer_chunk {
 public:
     using T = typename P::value_type;
+    using vector = P;
     using shape = tile_shape<P>;
     using panels = feature_panels<P>;
     static constexpr bool decays = rule_decays<Rule>, corrects = rule_corrects<Rule>, channelwise = rule_channelwise<Rule>();

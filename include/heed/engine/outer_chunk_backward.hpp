@@ -140,6 +140,12 @@ public:
             for (int a = 0; a < count; ++a)
                 for (index e = 0; e < width; ++e) dv[a * out_stride + e] *= this->beta[a];
     }
+    // After prepare<false>(): what the chunk adds to Z, alone; d_state holds zeros.
+    void add_back(const chunk_rows<T>& rows, const T* const* d_out, int count, T* d_state) {
+        count_ = count;
+        panels::pack(d_out, 0, count, width, d_values_, capacity);
+        state_back(rows, d_state);
+    }
     // d_state <- d_state + (what queries read) d_out^T, for a call that reads the last state alone, and the gradient of those queries.
     void read_back(const chunk_rows<T>& rows, const T* const* d_out, int count, const T* state, T* d_state, T* dq) {
         count_ = count;
