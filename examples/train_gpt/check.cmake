@@ -1,4 +1,4 @@
-# cmake -DCHECK=<name> -DPROGRAM=<train_gpt> -DFOLDER=<empty or not there> -P check.cmake
+# cmake -DCHECK=<name> -DPROGRAM=<train_gpt> -DFOLDER=<empty or not there> [-DATTENTION=<mechanism>] -P check.cmake
 #
 # training: the loss falls below that of byte pairs. resume: a run in three parts, one of them on one thread, ends with the bytes of an
 # uninterrupted one.
@@ -7,7 +7,11 @@ cmake_minimum_required(VERSION 3.25)
 
 file(REMOVE_RECURSE "${FOLDER}")
 file(MAKE_DIRECTORY "${FOLDER}")
-set(tiny --layers 1 --width 16 --heads 2 --context 16 --batch 4 --steps 12 --threads 2 --evaluate-every 5 --sample 20)
+if(NOT ATTENTION)
+    set(ATTENTION softmax)
+endif()
+set(tiny --layers 1 --width 16 --heads 2 --context 16 --batch 4 --steps 12 --threads 2 --evaluate-every 5 --sample 20
+    --attention ${ATTENTION})
 
 # run(<exit code> <regular expression for stderr> arguments...)
 function(run code words)
@@ -32,7 +36,7 @@ function(same_files a b)
 endfunction()
 
 function(check_training)
-    run(0 "^$" --layers 2 --width 64 --heads 4 --context 64 --batch 16 --steps 250 --evaluate-every 250 --sample 60
+    run(0 "^$" --attention ${ATTENTION} --layers 2 --width 64 --heads 4 --context 64 --batch 16 --steps 250 --evaluate-every 250 --sample 60
         --csv loss.csv --svg loss.svg)
     file(STRINGS "${FOLDER}/loss.csv" lines)
     list(LENGTH lines count)
@@ -95,6 +99,7 @@ function(check_errors)
     file(WRITE "${FOLDER}/other.txt" "${text}")
     set(run_of_text ${tiny} --text text.txt --checkpoint run.gpt)
     run(0 "^$" ${run_of_text} --stop-after 3)
+    run(0 "^$" ${tiny} --text text.txt --attention gated --checkpoint gated.gpt --stop-after 3)
     foreach(cut 5 40 2000)
         execute_process(COMMAND dd if=run.gpt of=cut${cut}.gpt bs=1 count=${cut} WORKING_DIRECTORY "${FOLDER}" ERROR_QUIET
             COMMAND_ERROR_IS_FATAL ANY)
@@ -122,6 +127,9 @@ function(check_errors)
     run(1 "^train_gpt: run\\.gpt was made with width 16, but this run has 32\n$" ${again} --width 32)
     run(1 "run\\.gpt was made with layers 1, but this run has 2" ${again} --layers 2)
     run(1 "run\\.gpt was made with attention \"softmax\", but this run has \"alibi\"" ${again} --attention alibi)
+    run(1 "run\\.gpt was made with attention \"softmax\", but this run has \"gated\"" ${again} --attention gated)
+    run(1 "gated\\.gpt was made with attention \"gated\", but this run has \"delta\"" ${tiny} --text text.txt --attention delta
+        --checkpoint gated.gpt --resume)
     run(1 "run\\.gpt was made with text \"[0-9a-f]+\", but this run has \"[0-9a-f]+\"" ${again} --text other.txt)
     run(1 "cut5\\.gpt is no checkpoint, or is cut off in its header \\(5 bytes\\)" ${again} --checkpoint cut5.gpt)
     run(1 "cut40\\.gpt is no checkpoint, or is cut off in its header \\(40 bytes\\)" ${again} --checkpoint cut40.gpt)

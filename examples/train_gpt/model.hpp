@@ -73,11 +73,15 @@ public:
         bool is_gain() const { return values.rows() == 1; }
     };
     struct block {
-        map attention_gain, qkv, merge, hidden_gain, up, down;
+        map attention_gain, qkv, gates, merge, hidden_gain, up, down;
     };
 
-    explicit weights(const shape& s)
-        : all(size(s)), embedding(place("embedding", s.vocabulary, s.width)), blocks(make_blocks(s)), gain(place("gain", 1, s.width)) {
+    // gates: logits that the attention takes for each token and head.
+    weights(const shape& s, index gates)
+        : all(size(s, gates)),
+          embedding(place("embedding", s.vocabulary, s.width)),
+          blocks(make_blocks(s, gates)),
+          gain(place("gain", 1, s.width)) {
         all.setZero();
     }
     weights(const weights&) = delete;
@@ -110,23 +114,24 @@ public:
     }
 
 private:
-    static index size(const shape& s) {
-        const index per_block = s.width * s.width * (4 + 2 * s.growth) + 2 * s.width;
+    static index size(const shape& s, index gates) {
+        const index per_block = s.width * (s.width * (4 + 2 * s.growth) + gates * s.heads + 2);
         return s.vocabulary * s.width + s.layers * per_block + s.width;
     }
     map place(const std::string& name, index rows, index columns) {
         const map values(all.data() + placed_, rows, columns);
         placed_ += rows * columns;
-        tensors.push_back({name, values});
+        if (values.size() > 0) tensors.push_back({name, values});
         return values;
     }
-    std::vector<block> make_blocks(const shape& s) {
+    std::vector<block> make_blocks(const shape& s, index gates) {
         std::vector<block> made;
         for (index i = 0; i < s.layers; ++i) {
             const std::string name = "block." + std::to_string(i) + ".";
             made.push_back({place(name + "attention_gain", 1, s.width), place(name + "qkv", s.width, 3 * s.width),
-                            place(name + "merge", s.width, s.width), place(name + "hidden_gain", 1, s.width),
-                            place(name + "up", s.width, s.growth * s.width), place(name + "down", s.growth * s.width, s.width)});
+                            place(name + "gates", s.width, gates * s.heads), place(name + "merge", s.width, s.width),
+                            place(name + "hidden_gain", 1, s.width), place(name + "up", s.width, s.growth * s.width),
+                            place(name + "down", s.growth * s.width, s.width)});
         }
         return made;
     }
@@ -134,16 +139,21 @@ private:
 
 template <class T>
 class model {
+    shape shape_;
+    heed::openmp threads_;
+    std::vector<float> slopes_;
+    mechanism<T> attend_;  // before the weights, which it asks for more of
+
 public:
     using bytes = std::span<const std::uint8_t>;
 
     model(const shape& s, const std::string& attention, const heed::openmp& threads, std::uint64_t seed)
-        : values(s),
-          gradient(s),
-          shape_(s),
+        : shape_(s),
           threads_(threads),
           slopes_(alibi_slopes(s)),
           attend_(mechanisms<T>(s, threads, slopes_).at(attention)),
+          values(s, attend_.gates),
+          gradient(s, attend_.gates),
           positions_(static_cast<std::size_t>(s.context)),
           layers_(static_cast<std::size_t>(s.layers)) {
         std::iota(positions_.begin(), positions_.end(), 0.f);
@@ -177,7 +187,7 @@ private:
     };
     struct layer {
         norm before_attention, before_hidden;
-        matrix<T> qkv, attended, hidden, active;
+        matrix<T> qkv, logits, attended, hidden, active;
         std::vector<T> lse;
     };
 
@@ -194,13 +204,14 @@ private:
             layer& m = layers_[i];
             normalise(x_, w.attention_gain, m.before_attention);
             product(threads_, m.qkv, m.before_attention.out, w.qkv);
+            if (attend_.gates > 0) product(threads_, m.logits, m.before_attention.out, w.gates);
             if (attend_.rotates) {
                 heed::rotate({}, part(m.qkv, 0), positions());
                 heed::rotate({}, part(m.qkv, 1), positions());
             }
             m.attended.resize(rows, shape_.width);
             m.lse.resize(static_cast<std::size_t>(rows * shape_.heads));
-            attend_.forward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), made(m));
+            attend_.forward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), gates(m.logits), made(m));
             product(threads_, x_, m.attended, w.merge, write::onto);
 
             normalise(x_, w.hidden_gain, m.before_hidden);
@@ -246,7 +257,7 @@ private:
         for (std::size_t i = layers_.size(); i-- > 0;) {
             const auto& w = values.blocks[i];
             auto& g = gradient.blocks[i];
-            const layer& m = layers_[i];
+            layer& m = layers_[i];
             product(threads_, g.down, m.active.transpose(), dx_);
             product(threads_, d_hidden_, dx_, w.down.transpose());
             by_pieces(threads_, rows, [&](index, index first, index n) {
@@ -259,14 +270,19 @@ private:
             product(threads_, g.merge, m.attended.transpose(), dx_);
             product(threads_, d_attended_, dx_, w.merge.transpose());
             d_qkv_.resize(rows, 3 * shape_.width);
-            attend_.backward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), made(layers_[i]),
-                             heed::bthd(d_attended_, batch_, shape_.heads), part(d_qkv_, 0), part(d_qkv_, 1), part(d_qkv_, 2));
+            attend_.backward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), gates(m.logits), made(m),
+                             heed::bthd(d_attended_, batch_, shape_.heads), part(d_qkv_, 0), part(d_qkv_, 1), part(d_qkv_, 2),
+                             gates(d_logits_));
             if (attend_.rotates) {
                 heed::rotate_backward({}, part(d_qkv_, 0), positions());
                 heed::rotate_backward({}, part(d_qkv_, 1), positions());
             }
             product(threads_, g.qkv, m.before_attention.out.transpose(), d_qkv_);
             product(threads_, d_normed_, d_qkv_, w.qkv.transpose());
+            if (attend_.gates > 0) {
+                product(threads_, g.gates, m.before_attention.out.transpose(), d_logits_);
+                product(threads_, d_normed_, d_logits_, w.gates.transpose(), write::onto);
+            }
             normalise_backward(m.before_attention, w.attention_gain, g.attention_gain);
         }
         for (index r = 0; r < rows; ++r) gradient.embedding.row(tokens[static_cast<std::size_t>(r)]) += dx_.row(r);
@@ -305,20 +321,20 @@ private:
     auto part(M& qkv, index i) const {
         return heed::bthd(qkv.middleCols(i * shape_.width, shape_.width), batch_, shape_.heads);
     }
+    auto gates(matrix<T>& logits) const {
+        logits.resize(batch_ * length_, attend_.gates * shape_.heads);
+        return heed::bthd(logits, batch_, shape_.heads);
+    }
     heed::result<T> made(layer& m) const {
         return {heed::bthd(m.attended, batch_, shape_.heads), heed::bht(m.lse.data(), batch_, shape_.heads, length_)};
     }
     std::span<const float> positions() const { return {positions_.data(), static_cast<std::size_t>(length_)}; }
 
-    shape shape_;
-    heed::openmp threads_;
-    std::vector<float> slopes_;
-    mechanism<T> attend_;
     std::vector<float> positions_;
     index batch_ = 0, length_ = 0;
     std::vector<layer> layers_;
     norm last_;
-    matrix<T> x_, logits_, dx_, d_normed_, d_hidden_, d_attended_, d_qkv_, d_gains_;
+    matrix<T> x_, logits_, dx_, d_normed_, d_hidden_, d_attended_, d_qkv_, d_logits_, d_gains_;
 };
 
 }  // namespace gpt
