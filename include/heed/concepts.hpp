@@ -177,37 +177,35 @@ struct recurrence_extents {
 };
 
 // Recurrence: how is a state updated by a key and a value, and read by a query? A token is written first, then read. A state is a
-// matrix of T for each batch entry and query head.
-//   Either, at any speed,
+// matrix of T for each batch entry and query head; outputs have d_v features. One of three kinds:
+//   token by token
 //     void update(const view<T, 2>& state, const T* k, const T* v, token)
-//     void read(const view<const T, 2>& state, const T* q, T* o, token)     o: d_v elements, overwritten
-//   or, as the fast family S <- diag(exp g) S + k (v - [S^T k])^T scaled, o = S^T q, with a state of d_k x d_v,
-//     static constexpr bool outer_products = true
-//     void decay(batch, head, first, count, double* g)           logarithms of decays, at most 0, of rows first, first + 1, ...: one a
-//     void decay(batch, head, first, count, double* g)            logarithms of decays, at most 0, of rows first, first + 1, ...: one a
-//                                                                 row, or, if `channelwise`, d_k a row; without it none
-//     void strength(batch, head, first, count, double* beta)      the delta rule: k (v - S^T k)^T times beta is added, not k v^T
-//     static constexpr bool constant = true                       promises that the decay of every row of a head is the same
-//   Optional, for the first kind:
-//     std::array<index, 2> state_shape(d_k, d_v)                  default {d_k, d_v}
+//     void read(const view<const T, 2>& state, const T* q, T* o, token)     o is overwritten
+//   several tokens at once, besides or instead
 //     void chunk(const view<T, 2>& state, const T* const* q, const T* const* k, const T* const* v, T* const* o, token first, count,
-//                T* scratch)                                      several rows at once; scratch of chunk_scratch(extents, count)
-//     and for the backward, where `sums` are gradient_sums(extents) doubles, private to a batch entry and head, that start as 0 and that
-//     collect(batch, head, sums, into) adds to the gradients of parameters in a fixed order; `into` holds destinations, of which any
-//     may be null, see `gradients` of the rule and with_gradient:
+//                T* scratch)                                      scratch: chunk_scratch(d_k, d_v, count) elements
+//     static constexpr index chunk_tokens, or index chunk_size()  the largest count; with chunk_size() all but the last chunk of a call
+//                                                                 have exactly so many, and where it is 0, tokens go one by one
+//   outer products, the fast kind: S <- D S + k u^T, o = S^T q with a state of d_k x d_v, D = diag(exp g), u = v or beta (v - (D S)^T k)
+//     static constexpr bool outer_products = true
+//     void decay(batch, head, first, count, double* g)            of rows first, first + 1 ...: logarithms of decays, at most 0, one a row,
+//                                                                 or with `channelwise` = true d_k a row; without it no decay
+//     void strength(batch, head, first, count, double* beta)      the delta rule; without it u = v
+//     static constexpr bool constant = true                       promises that all rows of a head decay alike
+// Optional for all: void check(const char* door, const recurrence_extents&), void start(const view<T, 2>& state, batch, head), which
+// make_state fills in instead of zeros, and, unless outer products, std::array<index, 2> state_shape(d_k, d_v), default {d_k, d_v}.
+// Backward of the first two kinds; `struct gradients` holds destinations, null where not wanted, that with_gradient(rule, {...}) gives:
 //     void read_backward(const view<const T, 2>& state, const T* q, const T* d_o, token, const view<T, 2>& d_state, T* dq, double* sums,
 //                        const gradients& into)                   adds to d_state, writes dq
 //     void update_backward(const view<const T, 2>& before, const T* k, const T* v, token, const view<T, 2>& d_state, T* dk, T* dv,
 //                          double* sums, const gradients& into)   d_state: of the state after, becomes that of the state before
 //     void chunk_backward(const view<const T, 2>& before, q, k, v, const T* const* d_o, token first, count, const view<T, 2>& d_state,
-//                         T* const* dq, T* const* dk, T* const* dv, T* scratch, double* sums, const gradients& into)
-//   For all: void start(const view<T, 2>& state, batch, head)     what make_state fills in, default zeros
-//            void start_backward(const view<const T, 2>& d_state, batch, head, into)   gradient of what start filled in, added
-//            void check(const char* door, const recurrence_extents&)
-//            void check_gradients(const char* door, const gradients&, const recurrence_extents&)
-// Laws: any split into chunks and calls gives the same within rounding; backward = finite differences.
-// Smallest model: struct last { using axis = axes::recurrence; update(s, k, v, t) { s(0, e) = v[e] }, read(s, q, o, t) { o[e] = s(0, e) }
-// };
+//                         T* const* dq, T* const* dk, T* const* dv, T* scratch, double* sums, const gradients& into), and backward = true
+//     index gradient_sums(extents), void collect(batch, head, sums, into)    doubles of one batch entry and head, zeros at first, for
+//                                                                 gradients of shared parameters: collect is called in a fixed order
+//     void start_backward(const view<const T, 2>& d_state, batch, head, into), void check_gradients(door, into, extents)
+// Laws: any split into chunks and calls gives the same within rounding; backward = finite differences. Smallest model:
+// struct last { using axis = axes::recurrence; void update(s, k, v, t) { s(0, 0) = v[0]; } void read(s, q, o, t) { o[0] = s(0, 0); } };
 template <class R>
 concept OuterProductRecurrence = requires { requires R::outer_products; };
 template <class R, class T>
@@ -216,7 +214,11 @@ concept TokenRecurrence = requires(const R& r, const view<T, 2>& state, const vi
     r.read(seen, x, o, t);
 };
 template <class R, class T>
-concept Recurrence = OuterProductRecurrence<R> || TokenRecurrence<R, T>;
+concept ChunkRecurrence = requires(const R& r, const view<T, 2>& state, const T* const* x, T* const* o, token t, T* scratch) {
+    r.chunk(state, x, x, x, o, t, index{}, scratch);
+};
+template <class R, class T>
+concept Recurrence = OuterProductRecurrence<R> || TokenRecurrence<R, T> || ChunkRecurrence<R, T>;
 
 // FeatureMap: what do keys and queries become before they meet?
 //   index features(d)                                            how many there are of d

@@ -26,6 +26,7 @@
 #include <heed/recurrence/features.hpp>
 #include <heed/recurrence/gates.hpp>
 #include <heed/recurrence/linear.hpp>
+#include <heed/recurrence/memory.hpp>
 #include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
 #include <heed/reference_linear.hpp>

@@ -61,6 +61,11 @@ HEED_NOINLINE void check_recurrence(const char* door, const Problem& p) {
     if constexpr (requires { p.features.check(door, p.q.shape()[3]); }) p.features.check(door, p.q.shape()[3]);
     require(p.order.empty() || static_cast<index>(p.order.size()) == p.tokens(), door, "token_order length", p.order.size(), "must equal",
             p.tokens());
+    if constexpr (requires { p.rule.chunk_size(); }) {
+        const index own = p.rule.chunk_size();
+        require(own == 0 || p.chunk == own, door, "chunk size", p.chunk, "must equal that of the rule", own);
+        require(own == 0 || p.order.empty(), door, "token_order length", p.order.size(), "with chunks of the rule must be", 0);
+    }
     for (const index row : p.order)
         require(row >= 0 && row < p.tokens(), door, "token_order row", row, "must be below the length", p.tokens());
     check_gate(door, "key_gate", p.key_gate, p.extents());
@@ -92,8 +97,7 @@ auto recurrence_of(const Q& q, const K& k, const V& v, const view<Out, 4>& out, 
     static_assert(std::is_same_v<source, float> || std::is_same_v<source, double>, "heed: the element type must be float or double");
     static_assert(on_axis<Rule, axes::recurrence>,
                   "heed: the argument after out must be a recurrence (using axis = heed::axes::recurrence)");
-    static_assert(OuterProductRecurrence<Rule> || ChunkRecurrence<Rule, source> || TokenRecurrence<Rule, source>,
-                  "heed: a recurrence needs update and read, or chunk, or outer_products (concepts.hpp)");
+    static_assert(Recurrence<Rule, source>, "heed: a recurrence needs update and read, or chunk, or outer_products (concepts.hpp)");
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;
     using direction = decltype(one_on<axes::direction>(forward_only{}, policies...));
     auto features = one_on<axes::features>(identity_features{}, policies...);

@@ -11,11 +11,6 @@
 
 namespace heed::inline HEED_ISA {
 
-template <class Rule, class T>
-concept ChunkRecurrence = requires(const Rule& r, const view<T, 2>& state, const T* const* x, T* const* o, token t, T* scratch) {
-    r.chunk(state, x, x, x, o, t, index{}, scratch);
-};
-
 template <class P, class Rule>
 class rule_chunk {
 public:

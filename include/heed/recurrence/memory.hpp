@@ -4,8 +4,10 @@
 // with a loss (memory_loss.hpp), a retention (memory_retention.hpp: what A is and how W comes of it) and an architecture M
 // (matrix_memory, mlp_memory). The state holds A: see weights(). alpha, eta and, for huber, delta are views (B, H, N), or (B, H, N, d_v),
 // which multiply rows (outputs) of W, of a matrix memory. moneta, yaad and memora build the memories of the paper.
-// frozen_chunk = C > 0: the gradients of all tokens of rows [C i, C i + C) of a call are taken at the state before row C i, while decay and
-// accumulation stay token-wise; 0 is the exact recurrence, and so is 1. The outer gradients are complete: nothing is detached.
+// frozen_chunk = C > 0 (the door takes 256 at most): the gradients of all tokens of rows [C i, C i + C) of a call are taken at the state
+// before row C i, while decay and accumulation stay token-wise; 0 is the exact recurrence, and so is 1. A sequence in parts is the same
+// where parts end with a chunk. The outer gradients are complete, nothing is detached; in `gradients`, those of gates are overwritten,
+// those of the start (start_backward) and of gain and bias (collect) are added to.
 #pragma once
 
 #include <heed/concepts.hpp>
@@ -63,7 +65,7 @@ struct token_gates {
             require(width() == 1 || width() == e.d_v, door, name, "channels", width(), "must be 1 or equal value features", e.d_v);
             require(width() == 1 || values.stride(3) == 1, door, name, "channels must lie 1 apart, not", values.stride(3));
         } else {
-            require(width() == 1, door, name, "channels", width(), "must be 1 for a memory of several layers", 1);
+            require(width() == 1, door, name, "channels", width(), "must be 1 for a memory of several layers");
         }
     }
 };
@@ -151,11 +153,11 @@ struct memory {
     void collect(index, index head, const double* sums, const gradients& into) const { of.collect(head, sums, into.of); }
 
     // Elements of T that chunk and chunk_backward need for up to `count` rows.
-    index chunk_scratch(const recurrence_extents& e, index count) const { return chunk_scratch(e.d_k, e.d_v, count); }
     index chunk_scratch(index d_k, index d_v, index count) const {
         const auto s = of.state_shape(d_k, d_v);
         const view<const T, 2> state{nullptr, s, {s[1], 1}};
-        const index one_by_one = count * (2 * outer_room(state) + memories::shelf<T>::room(s[0] * s[1])) + Memory::work(s) + gate_room(state);
+        const index one_by_one =
+            count * (2 * outer_room(state) + memories::shelf<T>::room(s[0] * s[1])) + Memory::work(s) + gate_room(state);
         return std::max(one_by_one, by_products(count) ? Memory::chunk_room(s, count) : 0);
     }
     void chunk(const view<T, 2>& state, const T* const* q, const T* const* k, const T* const* v, T* const* o, token first, index count,
@@ -164,7 +166,9 @@ struct memory {
             const token t{first.batch, first.head, first.at + done};
             n = piece(t.at, count - done);
             if (by_products(n)) {
-                const auto gates = [&](index i) { return memories::gates_at<T>{alpha.at(after(t, i)), eta.at(after(t, i)), delta.at(after(t, i))}; };
+                const auto gates = [&](index i) {
+                    return memories::gates_at<T>{alpha.at(after(t, i)), eta.at(after(t, i)), delta.at(after(t, i))};
+                };
                 of.linear_chunk(state, t.head, q + done, k + done, v + done, o + done, n, loss, gates, scratch);
                 continue;
             }
@@ -213,8 +217,8 @@ struct memory {
             const auto w = seen_in(state_before(begin));
             auto pull = pull_to(w, d_state);
             for (index i = begin; i < end; ++i)
-                inner_backward(w, k[i], v[i], after(first, i), outers_of(i, k[i], false), outers_of(i, dk[i], true), pull, dv[i], sums, into,
-                               work, gate_sums);
+                inner_backward(w, k[i], v[i], after(first, i), outers_of(i, k[i], false), outers_of(i, dk[i], true), pull, dv[i], sums,
+                               into, work, gate_sums);
             for (auto& p : pull) p.finish();
             end = begin;
         }

@@ -66,9 +66,15 @@ public:
     }
 
     frozen_layer(const matrix<T>& a, shelf<T>& space)
-        : a_(a), wide_(padded<T>(a.rows)), long_(padded<T>(a.columns)), transposed_(space.take(a.columns * wide_)),
-          written_(space.take(most * wide_)), kept_(space.take(most * wide_)), right_(space.take(most * long_)),
-          right_across_(space.take(a.columns * padded<T>(most))), scores_(space.take(most * padded<T>(most))),
+        : a_(a),
+          wide_(padded<T>(a.rows)),
+          long_(padded<T>(a.columns)),
+          transposed_(space.take(a.columns * wide_)),
+          written_(space.take(most * wide_)),
+          kept_(space.take(most * wide_)),
+          right_(space.take(most * long_)),
+          right_across_(space.take(a.columns * padded<T>(most))),
+          scores_(space.take(most * padded<T>(most))),
           change_(space.take(a.rows * long_)) {
         pack_weights();
     }
@@ -103,7 +109,8 @@ public:
             const auto eta = gates(first + i).eta;
             const T *b = kept_ + i * wide_, *li = l + i * wide_;
             T* x = written_ + i * wide_;
-            sweep<T>(a_.rows, [&]<class S>(index j, std::type_identity<S>) { put(x + j, -(get<S>(eta, j) * get<S>(li + j)) / get<S>(b + j)); });
+            sweep<T>(a_.rows,
+                     [&]<class S>(index j, std::type_identity<S>) { put(x + j, -(get<S>(eta, j) * get<S>(li + j)) / get<S>(b + j)); });
         }
         for (index i = 0; i < count_; ++i) std::copy_n(r[i], a_.columns, right_ + i * long_);
         transpose_into(rows_apart<const T>{right_, long_}, count_, a_.columns, rows_apart<T>{right_across_, padded<T>(count_)}, T{1});
@@ -136,8 +143,7 @@ public:
 #pragma GCC unroll 8
                 for (int i = t; i < M; ++i)
 #pragma GCC unroll 4
-                    for (int j = 0; j < N; ++j)
-                        tile.c[i][j] = fma(P(score[i * across]), P::load(written + j * P::lanes), tile.c[i][j]);
+                    for (int j = 0; j < N; ++j) tile.c[i][j] = fma(P(score[i * across]), P::load(written + j * P::lanes), tile.c[i][j]);
             }
             for (int i = 0; i < M; ++i)
                 for (int j = 0; j < N; ++j) {
@@ -182,8 +188,8 @@ private:
     matrix<T> a_;
     index wide_, long_, count_ = 0;
     row_gate<T> opening_{nullptr, 0};
-    T *transposed_, *written_, *kept_;        // A^T; -eta l / b and b of the segment
-    T *right_, *right_across_, *scores_;      // r, r^T, x r
+    T *transposed_, *written_, *kept_;    // A^T; -eta l / b and b of the segment
+    T *right_, *right_across_, *scores_;  // r, r^T, x r
     T* change_;
 };
 

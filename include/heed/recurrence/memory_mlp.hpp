@@ -24,18 +24,17 @@ namespace memories {
 template <class T>
 struct erfcx_polynomial {
     static constexpr T turn = 2;
-    static constexpr T coefficients[] = {0.255395681f,    -0.427185823f,   0.241657635f,    -0.0789803885f,  0.00374067796f,
+    static constexpr T coefficients[] = {0.255395681f,   -0.427185823f,    0.241657635f,    -0.0789803885f,  0.00374067796f,
                                          0.00703032379f, -0.000845341714f, -0.00112569232f, -0.000210232138f};
 };
 template <>
 struct erfcx_polynomial<double> {
     static constexpr double turn = 3.75;
-    static constexpr double coefficients[] = {0.1455897212750385,      -0.27342193149542771,   0.22600806691663947,
-                                              -0.16357189552362397,    0.10260431203082045,    -0.054802326717124115,
-                                              0.024143223979184471,    -0.0082206204966891409, 0.0018029639065288859,
-                                              -2.5541764306362447e-05, -0.00015249685369951973, 4.786670132094755e-05,
-                                              3.7342242314243098e-06,  -5.6100205250068935e-06, 1.6977122545980646e-06,
-                                              1.5478001367313588e-06,  2.6943985610225796e-07, 4.1470929966267588e-09};
+    static constexpr double coefficients[] = {
+        0.1455897212750385,      -0.27342193149542771,   0.22600806691663947,    -0.16357189552362397,    0.10260431203082045,
+        -0.054802326717124115,   0.024143223979184471,   -0.0082206204966891409, 0.0018029639065288859,   -2.5541764306362447e-05,
+        -0.00015249685369951973, 4.786670132094755e-05,  3.7342242314243098e-06, -5.6100205250068935e-06, 1.6977122545980646e-06,
+        1.5478001367313588e-06,  2.6943985610225796e-07, 4.1470929966267588e-09};
 };
 // gelu(z) = z Phi(z) and its first two derivatives; Phi to rounding, absolute.
 template <class S>
@@ -147,7 +146,7 @@ struct mlp_memory {
     void inner(const W& w, index head, const T* k, const T* v, const Loss& loss, const memories::row_gate<T>& delta,
                const memories::outer<T, parts>& g, T* work) const {
         memories::shelf<T> memory(work);
-        trace at(*this, w, memory);
+        trace<W> at(*this, w, memory);
         at.error(head, k, v, g.r[1]);
         loss.gradient(at.e, at.d, delta);
         at.down(head, g.l[1]);
@@ -159,7 +158,7 @@ struct mlp_memory {
                         const memories::outer<T, parts>& g, const memories::outer<T, parts>& d, Pull& pull, T* dv, T* d_delta, double* sums,
                         T* work) const {
         memories::shelf<T> memory(work);
-        trace at(*this, w, memory);
+        trace<W> at(*this, w, memory);
         T *activated = memory.take(at.h), *d_z = memory.take(at.h), *d_u = memory.take(at.h);
         T *error = memory.take(at.d), *d_g = memory.take(at.d), *d_y = memory.take(at.d), *back = memory.take(at.d);
         at.error(head, k, v, activated);
@@ -200,13 +199,13 @@ struct mlp_memory {
     template <class W>
     void read(const W& w, index head, const T* q, T* o, T* work) const {
         memories::shelf<T> memory(work);
-        trace at(*this, w, memory);
+        trace<W> at(*this, w, memory);
         at.output(head, q, memory.take(at.h), o);
     }
     template <class W, class Pull>
     void read_backward(const W& w, index head, const T* q, const T* d_o, Pull& pull, T* dq, double* sums, T* work) const {
         memories::shelf<T> memory(work);
-        trace at(*this, w, memory);
+        trace<W> at(*this, w, memory);
         T *activated = memory.take(at.h), *d_h = memory.take(at.h), *d_y = memory.take(at.d);
         at.output(head, q, activated, at.e);
         std::fill_n(d_y, at.d, T{0});
@@ -291,9 +290,9 @@ struct mlp_memory {
 
     void check(const char* door, const recurrence_extents& e) const {
         require(e.d_k == e.d_v, door, "key features", e.d_k, "must equal value features", e.d_v, "for a memory with a residual");
-        require(w1.data != nullptr && w2.data != nullptr, door, "w1 and w2 of a memory must not be null");
+        require(w1.data != nullptr && w2.data != nullptr && gain.data != nullptr && bias.data != nullptr, door,
+                "w1, w2, gain and bias of a memory must not be null");
         check_parts(door, "memory w1", "memory w2", "memory gain", "memory bias", w1, w2, gain, bias, e);
-        require(gain.data != nullptr && bias.data != nullptr, door, "gain and bias of a memory must not be null");
         require(epsilon > 0, door, "epsilon of a memory", epsilon, "must be above", 0);
     }
     void check_gradients(const char* door, const gradients& into, const recurrence_extents& e) const {
@@ -314,8 +313,16 @@ private:
         T s = 1;
 
         trace(const mlp_memory& m, const W& weights, memories::shelf<T>& memory)
-            : of(m), w(weights), h(w[0].held.rows), d(w[0].held.columns), slope(memory.take(h)), bend(memory.take(h)), u(memory.take(h)),
-              y(memory.take(d)), e(memory.take(d)), g(memory.take(d)) {}
+            : of(m),
+              w(weights),
+              h(w[0].held.rows),
+              d(w[0].held.columns),
+              slope(memory.take(h)),
+              bend(memory.take(h)),
+              u(memory.take(h)),
+              y(memory.take(d)),
+              e(memory.take(d)),
+              g(memory.take(d)) {}
         void output(index head, const T* x, T* activated, T* o) {
             w[0].times(x, activated);
             memories::sweep<T>(h, [&]<class S>(index i, std::type_identity<S>) {

@@ -1,7 +1,7 @@
 // Retentions of test-time memories: how what is held becomes weights, and what a step forgets (Behrouz et al. 2025).
 //
-//   retain::lq{q}      holds A;      A <- alpha A - eta G;      W = A / ||A||_q^(q - 2), entry-wise norm of each weight matrix; q = 2: W = A
-//   retain::softmax    holds log W;  log W <- alpha log W - eta G, then log-softmax of each row; W >= 0, rows sum to 1 after a step
+//   retain::lq{q}      holds A;      A <- alpha A - eta G;      W = A / ||A||_q^(q - 2), entry-wise norm of each weight matrix; q = 2: W =
+//   A retain::softmax    holds log W;  log W <- alpha log W - eta G, then log-softmax of each row; W >= 0, rows sum to 1 after a step
 // G is an outer product l r^T. As A shrinks, W of q > 3 grows without bound: norms below `least` count as `least`, so that A = 0 is W = 0.
 #pragma once
 
@@ -33,9 +33,8 @@ struct lq {
         T total = 0;
         for (index i = 0; i < a.rows; ++i) {
             const T* row = a.row(i);
-            total += memories::sums<1, T>(a.columns, [&]<class S>(index j, std::array<S, 1>& s) {
-                s[0] += memories::power(abs(memories::get<S>(row + j)), q);
-            })[0];
+            total += memories::sums<1, T>(
+                a.columns, [&]<class S>(index j, std::array<S, 1>& s) { s[0] += memories::power(abs(memories::get<S>(row + j)), q); })[0];
         }
         const double norm = std::pow(static_cast<double>(total), 1 / q), factor = std::pow(std::max(norm, least), 2 - q);
         return {static_cast<T>(factor), norm < least ? T{0} : static_cast<T>((q - 2) * factor / static_cast<double>(total))};
@@ -108,9 +107,8 @@ struct softmax {
     template <class T>
     void settle(T* row, index n) const {
         const T shift = log_of_sum(row, n);
-        memories::sweep<T>(n, [&]<class S>(index j, std::type_identity<S>) {
-            memories::put(row + j, memories::get<S>(row + j) - S(shift));
-        });
+        memories::sweep<T>(n,
+                           [&]<class S>(index j, std::type_identity<S>) { memories::put(row + j, memories::get<S>(row + j) - S(shift)); });
     }
     // d: with respect to the row that settled, becomes that with respect to alpha before - step r.
     template <class T>
@@ -133,12 +131,12 @@ struct softmax {
 private:
     template <class T>
     static T log_of_sum(const T* row, index n) {
+        if (n == 0) return 0;
         T top = row[0];
         for (index j = 1; j < n; ++j) top = row[j] > top ? row[j] : top;
         // A row of -inf, or with a NaN, has no softmax: it becomes NaN.
-        const T total = memories::sums<1, T>(n, [&]<class S>(index j, std::array<S, 1>& s) {
-            s[0] += exp(memories::get<S>(row + j) - S(top));
-        })[0];
+        const T total =
+            memories::sums<1, T>(n, [&]<class S>(index j, std::array<S, 1>& s) { s[0] += exp(memories::get<S>(row + j) - S(top)); })[0];
         return top + std::log(total);
     }
 };
@@ -189,7 +187,8 @@ struct pull {
             const T f = x[i] * of.scaling.factor;
             sweep<T>(n, [&]<class S>(index j, std::type_identity<S>) {
                 S yj = get<S>(y + j);
-                if constexpr (!std::is_same_v<typename Retention::map_type, as_stored>) yj = yj * typename Retention::map_type{}(get<S>(a + j));
+                if constexpr (!std::is_same_v<typename Retention::map_type, as_stored>)
+                    yj = yj * typename Retention::map_type{}(get<S>(a + j));
                 put(to + j, multiply_add(S(f), yj, get<S>(to + j)));
             });
             if (of.scaling.bend != 0) along += x[i] * dot(a, y, n);
@@ -224,7 +223,8 @@ HEED_NOINLINE void step(const Retention& retention, const matrix<T>& a, const ro
         retention.settle(row, a.columns);
     }
 }
-// d: with respect to what step made of `a`, becomes alpha times that, what it is with respect to a. d_l is overwritten, the others added to.
+// d: with respect to what step made of `a`, becomes alpha times that, what it is with respect to a. d_l is overwritten, the others added
+// to.
 template <class T, class Retention>
 HEED_NOINLINE void step_backward(const Retention& retention, const matrix<const T>& a, const row_gate<T>& alpha, const row_gate<T>& eta,
                                  const T* l, const T* r, const matrix<T>& d, T* d_alpha, T* d_eta, T* d_l, T* d_r) {

@@ -60,6 +60,11 @@ template <class S, class T>
 HEED_INLINE S get(const row_gate<T>& g, index i) {
     return g.step == 0 ? S(*g.at) : get<S>(g.at + i);
 }
+template <class S>
+HEED_NOINLINE S any_power(const S& x, double e) {
+    const S y = exp2(log2(x) * S(e));
+    return e < 0 ? select(x == S(0), S(0), y) : y;
+}
 // x^e for x >= 0; 0 to a negative power, a pole of a derivative, counts as 0.
 template <class S>
 HEED_INLINE S power(const S& x, double e) {
@@ -68,8 +73,7 @@ HEED_INLINE S power(const S& x, double e) {
     if (e == 2) return x * x;
     if (e == 3) return x * x * x;
     if (e == 4) return (x * x) * (x * x);
-    const S y = exp2(log2(x) * S(e));
-    return e < 0 ? select(x == S(0), S(0), y) : y;
+    return any_power(x, e);
 }
 template <class S>
 HEED_INLINE S sign(const S& x) {

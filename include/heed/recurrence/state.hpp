@@ -50,6 +50,18 @@ void start_state(const Rule& rule, const view<T, 4>& state) {
         }
 }
 
+// Adds the gradient of a state before the first token to that of what the rule started it from: a learned memory.
+template <class Rule, class T>
+void start_state_backward(const Rule& rule, const view<T, 4>& d_state, const typename Rule::gradients& into) {
+    for (index b = 0; b < d_state.extent(0); ++b)
+        for (index h = 0; h < d_state.extent(1); ++h) {
+            const view<const T, 2> one{d_state.data + b * d_state.stride(0) + h * d_state.stride(1),
+                                       {d_state.extent(2), d_state.extent(3)},
+                                       {d_state.stride(2), d_state.stride(3)}};
+            rule.start_backward(one, b, h, into);
+        }
+}
+
 template <class T = float, Policy Rule, class... Policies>
     requires std::is_floating_point_v<T>
 recurrent_state<T> make_state(const Rule& rule, index batch, index heads, index d_k, index d_v, const Policies&... policies) {
