@@ -38,5 +38,6 @@
 #include <heed/select/selection.hpp>
 #include <heed/select/top_k.hpp>
 #include <heed/tensor/concat.hpp>
+#include <heed/tensor/convolution.hpp>
 #include <heed/tensor/segments.hpp>
 #include <heed/tensor/view.hpp>
