@@ -2,6 +2,7 @@
 #include <heed/attention.hpp>
 #include <heed/interop/openmp.hpp>
 #include <heed/mask/causal.hpp>
+#include <heed/recurrence/scan.hpp>
 
 #include "against_peak.hpp"
 #include "figure.hpp"
@@ -144,6 +145,43 @@ figure decoding(const std::string& what, double bar, Make make) {
             }};
 }
 
+// The selective scan against reading its values and steps and writing its output: y = u + delta.
+figure scanning(index states, double bar) {
+    const std::string name = "linear/f32/scan_d1280_n4096_s" + std::to_string(states);
+    return {name, bar, "of the bandwidth bound", [=](session& settings) {
+                return settings.once(name, [&] {
+                    constexpr index tokens = 4096, channels = 1280;
+                    const auto filled = [](index count, std::uint64_t seed) {
+                        buffer<float> x(static_cast<std::size_t>(count));
+                        fill_normal<float>({x.data(), x.size()}, seed);
+                        return x;
+                    };
+                    auto u = filled(tokens * channels, 41), delta = filled(tokens * channels, 42), b = filled(tokens * states, 43),
+                         c = filled(tokens * states, 44), a = filled(channels * states, 45), skip = filled(channels, 46),
+                         y = filled(tokens * channels, 47);
+                    for (std::size_t i = 0; i < a.size(); ++i) a[i] = -std::abs(a[i]);
+                    const auto rows = [&](buffer<float>& x, index width_) { return heed::bhtd(x.data(), 1, 1, tokens, width_); };
+                    const heed::selective_scan<float> rule{.delta = rows(delta, channels),
+                                                           .A = heed::bht<const float>(a.data(), 1, channels, states),
+                                                           .skip = {skip.data(), {1, channels}, {channels, 1}}};
+                    auto state = heed::make_state(rule, 1, 1, states, channels);
+                    const auto stream = [&](std::int64_t n) {
+                        using P = heed::pack<float>;
+                        for (; n > 0; --n)
+                            for (std::size_t i = 0; i < u.size(); i += P::lanes)
+                                (P::load(u.data() + i) + P::load(delta.data() + i)).store(y.data() + i);
+                    };
+                    const auto scan = [&](std::int64_t n) {
+                        for (; n > 0; --n)
+                            heed::linear_attention(rows(c, states), rows(b, states), rows(u, channels), rows(y, channels), rule, state);
+                    };
+                    const auto seconds = alternate(stream, scan, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
+                    return measurement{.value = median_ratio(seconds.first, seconds.second),
+                                       .best = quantile(seconds.first, 0.1) / quantile(seconds.second, 0.1)};
+                });
+            }};
+}
+
 figure two_threads(index heads) {
     const std::string name = "linear/f32/d128_n65536_h" + std::to_string(heads) + "/lightning/threads2";
     return {name, 1.8, "speed-up over one thread", [=](session& settings) {
@@ -188,6 +226,7 @@ std::vector<figure> linear_figures() {
         against_softmax(32768, 45),
         decoding("lightning", 0.70, lightning),
         decoding("gated", 0.70, gated),
+        scanning(1, 0.5),
         two_threads(8),
         two_threads(1),
         backward_rate("lightning", 16384, 0.50, lightning),

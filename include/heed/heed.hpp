@@ -27,6 +27,8 @@
 #include <heed/recurrence/gates.hpp>
 #include <heed/recurrence/linear.hpp>
 #include <heed/recurrence/memory.hpp>
+#include <heed/recurrence/scan.hpp>
+#include <heed/recurrence/scan_order.hpp>
 #include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
 #include <heed/reference_linear.hpp>

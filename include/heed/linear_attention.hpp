@@ -110,11 +110,13 @@ auto recurrence_of(const Q& q, const K& k, const V& v, const view<Out, 4>& out, 
                   "heed: a normaliser needs a rule of outer products, with one decay a token at most and without the delta rule");
     const auto given = one_on<axes::scale>(scale{1.}, policies...);
     const auto order = one_on<axes::order>(token_order{}, policies...);
+    Rule ordered = rule;
+    if constexpr (requires { ordered.order = order.rows; }) ordered.order = order.rows;
     const index asked = one_on<axes::chunking>(chunk_size{}, policies...).tokens;
     constexpr bool chunk_given = count_on<axes::chunking, Policies...> == 1;
     return recurrent_problem<arch_type, Q, K, V, Out, Rule, decltype(features), decltype(normaliser), decltype(key_gate),
                              decltype(value_gate), direction::both>{
-        q,        k,          v,        out,        state,      chunk_given ? asked : default_chunk(rule), given.value, rule,
+        q,        k,          v,        out,        state,      chunk_given ? asked : default_chunk(rule), given.value, ordered,
         features, normaliser, key_gate, value_gate, order.rows, count_on<axes::sum, Policies...> == 1};
 }
 

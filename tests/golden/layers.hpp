@@ -4,10 +4,13 @@
 
 #include "array.hpp"
 
+#include <heed/tensor/convolution.hpp>
+
 #include <Eigen/Dense>
 
 #include <cmath>
 #include <numbers>
+#include <type_traits>
 
 namespace golden {
 
@@ -67,12 +70,17 @@ matrix<T> linear(const matrix<T>& x, const matrix_map<T>& weight, const matrix_m
     return times_transposed<T>(x, weight).rowwise() + bias.row(0);
 }
 
+// Of x weight'.
+template <class T>
+matrix<T> times_transposed_backward(const matrix<T>& x, const matrix_map<T>& weight, const matrix<T>& d_y, matrix_into<T> d_weight) {
+    d_weight += times_transposed<T>(d_y.transpose(), x.transpose());
+    return times_transposed<T>(d_y, weight.transpose());
+}
 template <class T>
 matrix<T> linear_backward(const matrix<T>& x, const matrix_map<T>& weight, const matrix<T>& d_y, matrix_into<T> d_weight,
                           matrix_into<T> d_bias) {
-    d_weight += times_transposed<T>(d_y.transpose(), x.transpose());
     d_bias += d_y.colwise().sum();
-    return times_transposed<T>(d_y, weight.transpose());
+    return times_transposed_backward(x, weight, d_y, d_weight);
 }
 
 template <class T>
@@ -97,41 +105,44 @@ matrix<T> layer_norm_backward(const matrix<T>& x, const matrix_map<T>& gain, dou
     return across.array().colwise() / deviation.col(0).array();
 }
 
-// f(row of the output, row of the input, tap) for a 3 x 3 convolution of maps with zeros around them.
-template <class F>
-void each_tap(index maps, index height, index width, F&& f) {
-    for (index m = 0; m < maps; ++m)
-        for (index y = 0; y < height; ++y)
-            for (index x = 0; x < width; ++x)
-                for (index tap = 0; tap < 9; ++tap) {
-                    const index from_y = y + tap / 3 - 1, from_x = x + tap % 3 - 1;
-                    if (from_y < 0 || from_y >= height || from_x < 0 || from_x >= width) continue;
-                    f((m * height + y) * width + x, (m * height + from_y) * width + from_x, tap);
-                }
+// Tokens of maps, one below the other, as (map, token, channel).
+template <class Matrix>
+auto on_maps(Matrix& m, index tokens) {
+    return heed::view<std::remove_pointer_t<decltype(m.data())>, 3>{
+        m.data(), {m.rows() / tokens, tokens, m.cols()}, {tokens * m.cols(), m.cols(), 1}};
 }
-// Every channel by itself; weight is (C, 1, 3, 3), and the rows are maps of height x width tokens.
+// Every channel by itself, with zeros around the maps; weight is (C, 1, kernel) or (C, kernel), and the rows are maps of height x width
+// tokens.
+template <class T>
+struct kernel_taps {
+    index height, width, channels;
+    matrix<T> by_tap;
+
+    explicit kernel_taps(const tensor<T>& weight)
+        : height(weight.shape.at(weight.shape.size() - 2)),
+          width(weight.shape.back()),
+          channels(weight.extent(0)),
+          by_tap(matrix_map<T>(weight.data(), channels, height * width).transpose()) {}
+    heed::view<T, 3> view() { return {by_tap.data(), {height, width, channels}, {width * channels, channels, 1}}; }
+};
 template <class T>
 matrix<T> depthwise_conv(const matrix<T>& x, index height, index width, const tensor<T>& weight, const matrix_map<T>& bias) {
-    const matrix_map<T> taps(weight.data(), x.cols(), 9);
-    matrix<T> y = bias.row(0).replicate(x.rows(), 1);
-    each_tap(x.rows() / (height * width), height, width, [&](index to, index from, index tap) {
-        for (index c = 0; c < x.cols(); ++c) y(to, c) += taps(c, tap) * x(from, c);
-    });
+    kernel_taps<T> taps(weight);
+    matrix<T> y(x.rows(), x.cols());
+    const index tokens = height * width;
+    heed::depthwise_convolution(on_maps(x, tokens), {height, width}, taps.view(), {bias.data(), {x.cols()}, {1}}, on_maps(y, tokens));
     return y;
 }
 template <class T>
 matrix<T> depthwise_conv_backward(const matrix<T>& x, index height, index width, const tensor<T>& weight, const matrix<T>& d_y,
                                   tensor<T>& d_weight, matrix_into<T> d_bias) {
-    const matrix_map<T> taps(weight.data(), x.cols(), 9);
-    matrix_into<T> d_taps(d_weight.data(), x.cols(), 9);
-    matrix<T> d_x = matrix<T>::Zero(x.rows(), x.cols());
-    d_bias += d_y.colwise().sum();
-    each_tap(x.rows() / (height * width), height, width, [&](index to, index from, index tap) {
-        for (index c = 0; c < x.cols(); ++c) {
-            d_x(from, c) += taps(c, tap) * d_y(to, c);
-            d_taps(c, tap) += x(from, c) * d_y(to, c);
-        }
-    });
+    kernel_taps<T> taps(weight), d_taps(weight);
+    matrix<T> d_x(x.rows(), x.cols()), sums(1, x.cols());
+    const index tokens = height * width;
+    heed::depthwise_convolution_backward(on_maps(x, tokens), {height, width}, taps.view(), on_maps(d_y, tokens), on_maps(d_x, tokens),
+                                         d_taps.view(), {sums.data(), {x.cols()}, {1}});
+    matrix_into<T>(d_weight.data(), taps.channels, taps.height * taps.width) += d_taps.by_tap.transpose();
+    d_bias += sums;
     return d_x;
 }
 

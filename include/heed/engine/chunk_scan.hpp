@@ -171,7 +171,8 @@ private:
             point_out(d, b, h, first, count);
             d.step.read(state, d.to);
         } else {
-            d.step.advance(d.loaded, first, count, state, d.out);
+            point_out(d, b, h, first, count);
+            d.step.advance(d.loaded, first, count, state, d.to);
         }
         finish(d, b, h, first, count);
     }
@@ -200,7 +201,7 @@ private:
         for (int a = 0; a < tokens_of(c); ++a) d.next_to[a] = p_.out.data + p_.out.offset(b, h, p_.row(c * chunk() + a), index{0});
         return d.next_to;
     }
-    bool writes_in_place() const { return outer && !Problem::normalised && !p_.add && p_.v.shape()[3] % P::lanes == 0; }
+    bool writes_in_place() const { return !Problem::normalised && !p_.add && (!outer || p_.v.shape()[3] % P::lanes == 0); }
     void finish(desk& d, index b, index h, index first, int count) const {
         if (writes_in_place()) return;
         const index width = p_.v.shape()[3];

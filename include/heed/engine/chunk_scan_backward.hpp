@@ -259,7 +259,8 @@ private:
             d.step.write(before, state);
         } else {
             if (before != state) std::copy_n(before, d.size, state);
-            d.step.advance(d.loaded, first, count, state, d.dv);
+            for (int i = 0; i < count; ++i) d.to[i] = d.dv + i * d.step.out_stride;
+            d.step.advance(d.loaded, first, count, state, d.to);
         }
     }
     void take_back(desk& d, index b, index h, index first, int count, const T* before, bool add, double* sums) const {

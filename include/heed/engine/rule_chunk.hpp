@@ -46,22 +46,20 @@ public:
     }
     token at(index t) const { return {batch_, head_, order_.empty() ? t : order_[static_cast<std::size_t>(t)]}; }
 
-    void advance(const chunk_rows<T>& rows, index first, int count, T* state, T* out) const {
+    // out: pointers to rows of d_v elements.
+    void advance(const chunk_rows<T>& rows, index first, int count, T* state, T* const* out) const {
         const view<T, 2> s = state_of(state);
         if constexpr (has_chunk)
             if (whole_chunks(rule_)) {
-                T* o[most_chunk];
-                for (int i = 0; i < count; ++i) o[i] = out + i * out_stride;
-                rule_.chunk(s, rows.q, rows.k, rows.v, o, token{batch_, head_, first}, count, scratch_);
+                rule_.chunk(s, rows.q, rows.k, rows.v, out, token{batch_, head_, first}, count, scratch_);
                 return;
             }
         if constexpr (TokenRecurrence<Rule, T>)
             for (int i = 0; i < count; ++i) {
                 rule_.update(s, rows.k[i], rows.v[i], at(first + i));
-                rule_.read(view<const T, 2>(s), rows.q[i], out + i * out_stride, at(first + i));
+                rule_.read(view<const T, 2>(s), rows.q[i], out[i], at(first + i));
             }
     }
-
     // The gradients of rows [first, first + count) from the state before them and d_state, that of the state after, which becomes that
     // of the state before; dq, dk: rows apart by `stride`, dv by out_stride.
     template <class Into>

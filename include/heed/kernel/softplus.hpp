@@ -2,7 +2,7 @@
 //
 // max(x, 0) + log1p(t) with t = e^(-|x|) in (0, 1]: no cancellation on either side, and log1p(t) / t is a minimax polynomial in t - 1/2
 // (relative error 3.0e-8 for float, degree 8, and 5.5e-17 for double, degree 19). Largest relative error seen with the exponential's, for
-// values that are normal numbers: FLOAT and DOUBLE.
+// values that are normal numbers: 2.7e-7 and 3.7e-16; slope 2.5e-7 and 3.4e-16.
 #pragma once
 
 #include <heed/kernel/vexp.hpp>
@@ -26,8 +26,8 @@ inline constexpr double log1p_coefficients<double>[] = {
     0.00057219608443387806928,  -0.0003548342545708264119,   0.0002259655069276511728,   -0.00014204973933419987148,
     0.000073103073517314117872, -0.000044928898016740134867, 0.000058826993837006420759, -0.000038277865417959244111};
 
-// out = 2^(a b), the product rounded once, below 2^(largest exponent); 0 where it is below the smallest normal number. N vectors step by
-// step, as exp2_all, whose clamping the last select makes needless: what it discards may be anything.
+// out = 2^(a b + a b_rest) for results below the largest power; 0 where they are below the smallest normal number. With fma the product is
+// rounded once. N vectors step by step, as exp2_all, whose clamping the last select makes needless: what it discards may be anything.
 template <int N, class P>
 HEED_INLINE void exp2_products(const P (&a)[N], const P (&b)[N], P (&out)[N], typename P::value_type b_rest = 0) {
     using T = typename P::value_type;
@@ -49,6 +49,10 @@ HEED_INLINE void exp2_products(const P (&a)[N], const P (&b)[N], P (&out)[N], ty
 template <int N, class P>
 HEED_INLINE void falling_exp(const P (&x)[N], P (&t)[N]) {
     using T = typename P::value_type;
+    if constexpr (!arch::traits<typename P::arch_type>::fma) {
+        for (int j = 0; j < N; ++j) t[j] = exp(-abs(x[j]));
+        return;
+    }
     // log2(e) in two parts.
     constexpr T high = std::numbers::log2e_v<T>;
     constexpr T low = std::is_same_v<T, float> ? T(1.9259629911266175e-8) : T(2.0355273740931033e-17);
