@@ -267,8 +267,7 @@ void tokens_backward(const Problem& p, const D& d_out, const view<X, 4>& dq, con
                     const row sums = head.sums_read(seen, t), last = head.last_row(seen), d_o = g;
                     row d_last(u(columns));
                     p.normaliser.back(sums.data(), last.data(), width, d_o.data(), g.data(), d_last.data());
-                    if (Problem::normaliser_type::centres)
-                        for (index e = 0; e < width; ++e) d_s[u((rows - 1) * columns + e)] += d_last[u(e)];
+                    for (index e = 0; e < columns; ++e) d_s[u((rows - 1) * columns + e)] += d_last[u(e)];
                 }
                 for (index d = 0; d < rows; ++d)
                     for (index e = 0; e < columns; ++e) {

@@ -1,8 +1,8 @@
 // laws::check_recurrence(rule, dims, policies...): a recurrence gives the same for every chunk size and every split into calls, which
 // includes token by token, and its backward is that of central differences.
 //
-// In double. The rule must not read rows by number unless dims.tokens is all that it has; rules with data for each token are remade for
-// parts of a sequence by `part(rule, first, count)`, found by argument-dependent lookup or in this namespace.
+// In double. The rule must not read rows by number unless dims.tokens is all that it has; rules and gates with data for each token are
+// remade for parts of a sequence by `part(rule, first, count)`, found by argument-dependent lookup or in this namespace.
 #pragma once
 
 #include "verdict.hpp"
@@ -49,6 +49,22 @@ heed::delta<T> part(const heed::delta<T>& rule, index first, index count) {
 template <class G>
 heed::gated_delta<G> part(const heed::gated_delta<G>& rule, index first, index count) {
     return {later(rule.g, first, count), later(rule.beta, first, count)};
+}
+
+// A policy with data for each token is cut like a rule.
+template <class Gate>
+Gate part_of_gate(Gate gate, index first, index count) {
+    gate.g.data += first * gate.g.stride(1);
+    gate.g.shape[1] = count;
+    return gate;
+}
+template <class T>
+heed::key_gate<T> part(const heed::key_gate<T>& gate, index first, index count) {
+    return part_of_gate(gate, first, count);
+}
+template <class T>
+heed::value_gate<T> part(const heed::value_gate<T>& gate, index first, index count) {
+    return part_of_gate(gate, first, count);
 }
 
 class recurrence_data {
@@ -118,7 +134,8 @@ verdict check_splits(const Rule& rule, const recurrence_dims& n, double toleranc
         for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
             const index first = cuts[i], count = cuts[i + 1] - cuts[i];
             heed::linear_attention(later(data.qs(), first, count), later(data.ks(), first, count), later(data.vs(), first, count),
-                                   later(o, first, count), part(rule, first, count), state, heed::chunk_size{chunk}, policies...);
+                                   later(o, first, count), part(rule, first, count), state, heed::chunk_size{chunk},
+                                   part(policies, first, count)...);
         }
         final = copy_of(state.values());
     };

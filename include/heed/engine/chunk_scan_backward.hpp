@@ -305,25 +305,29 @@ private:
         d.step.state_row(before, p_.d_k() - 1, d.sums);
         for (int a = 0; a < count; ++a) {
             const T decay = d.step.decay_of(a);
-            for (index e = 0; e <= width; ++e) d.sums[e] = d.sums[e] * decay + d.loaded.v[a][e];
+            for (index e = 0; e <= width; ++e) d.all_sums[a * stride + e] = d.sums[e] = d.sums[e] * decay + d.loaded.v[a][e];
             p_.normaliser.back(d.out + a * stride, d.sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
         }
         for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;
     }
-    // What the mean of the values took goes to the values of the chunk and, through the last row of the state, to those before.
+    // What was taken of the sum of values and of N goes to the values of the chunk, to its decays and, through the last row of the
+    // state, to those before.
     void sums_back(desk& d, int count) const {
-        if constexpr (Problem::normaliser_type::centres) {
-            const index width = p_.v.shape()[3], stride = d.step.out_stride;
-            T* rest = d.sums;
-            std::fill_n(rest, width, T{0});
-            for (int a = count; a-- > 0;)
-                for (index e = 0; e < width; ++e) {
-                    rest[e] += d.d_sums[a * stride + e];
-                    d.dv[a * stride + e] += rest[e];
-                    rest[e] *= d.step.decay_of(a);
-                }
-            d.step.add_to_row(d.d_state, p_.d_k() - 1, rest, width);
+        const index width = p_.v.shape()[3], stride = d.step.out_stride;
+        T* rest = d.sums;
+        std::fill_n(rest, width + 1, T{0});
+        for (int a = count; a-- > 0;) {
+            const T decay = d.step.decay_of(a);
+            double of_decay = 0;
+            for (index e = 0; e <= width; ++e) {
+                rest[e] += d.d_sums[a * stride + e];
+                d.dv[a * stride + e] += rest[e];
+                of_decay += static_cast<double>(rest[e]) * static_cast<double>(d.all_sums[a * stride + e] - d.loaded.v[a][e]);
+                rest[e] *= decay;
+            }
+            if (learns_decay()) d.d_decay[a] += of_decay;
         }
+        d.step.add_to_row(d.d_state, p_.d_k() - 1, rest, width + 1);
     }
     bool learns_decay() const {
         if constexpr (requires { p_.into.g; })
@@ -369,16 +373,14 @@ private:
                 d.step.template read<false>(state, d.to);
                 for (int a = 0; a < count; ++a) {
                     p_.normaliser.back(d.out + a * stride, d.all_sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
-                    if constexpr (Problem::normaliser_type::centres)
-                        for (index e = 0; e < width; ++e) total[e] += d.d_sums[a * stride + e];
+                    for (index e = 0; e <= width; ++e) total[e] += d.d_sums[a * stride + e];
                 }
                 for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;
             }
             d.step.read_back(d.loaded, d.d_out, count, state, d.d_state, d.dq);
             d.rows.give_queries(b, h, first, count, d.dq, d.step.dq_stride());
         });
-        if constexpr (normalised && Problem::normaliser_type::centres)
-            d.step.add_to_row(d.d_state, p_.d_k() - 1, d.d_sums + d.step.capacity * d.step.out_stride, p_.v.shape()[3]);
+        if constexpr (normalised) d.step.add_to_row(d.d_state, p_.d_k() - 1, d.d_sums + d.step.capacity * d.step.out_stride, p_.d_v());
         each([&](index first, int count) {
             d.step.write_back(d.loaded, count, d.d_state, d.dk, d.dv);
             d.rows.give_written(b, h, first, count, d.dk, d.step.dq_stride(), d.dv, d.step.out_stride, add);

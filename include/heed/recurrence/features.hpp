@@ -14,6 +14,7 @@
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <span>
 #include <type_traits>
@@ -120,14 +121,14 @@ random_features(const view<T, 2>&) -> random_features<std::remove_const_t<T>>;
 // Sums as they are. What a call without a normaliser uses.
 struct no_normaliser {
     using axis = axes::normaliser;
-    static constexpr bool divides = false, centres = false;
+    static constexpr bool divides = false;
 };
 
 // Normaliser: `row` holds width sums over values and, behind them, that of the products of queries and keys; `sums` the sum of the values
-// and, behind it, N. back() writes d_row and, if `centres`, d_sums, of width + 1 and width elements.
+// and, behind it, N. back() writes their gradients, width + 1 elements each.
 struct division {
     using axis = axes::normaliser;
-    static constexpr bool divides = true, centres = false;
+    static constexpr bool divides = true;
     double epsilon = 0, epsilon_of_mean = 0;
 
     template <class T>
@@ -140,7 +141,7 @@ struct division {
         for (index e = 0; e < width; ++e) out[e] = row[e] / by;
     }
     template <class T>
-    void back(const T* row, const T* sums, index width, const T* d_out, T* d_row, T*) const {
+    void back(const T* row, const T* sums, index width, const T* d_out, T* d_row, T* d_sums) const {
         const T by = divisor(row, sums, width);
         T along = 0;
         for (index e = 0; e < width; ++e) {
@@ -148,12 +149,14 @@ struct division {
             along += d_row[e] * (row[e] / by);
         }
         d_row[width] = -along;
+        std::fill_n(d_sums, width, T{0});
+        d_sums[width] = static_cast<T>(epsilon_of_mean) * d_row[width];
     }
 };
 // With the scale s of the call: out = s q sum(k v^T) / N + (1 - s q mean(k)) mean(v).
 struct subtraction {
     using axis = axes::normaliser;
-    static constexpr bool divides = true, centres = true;
+    static constexpr bool divides = true;
 
     template <class T>
     void finish(const T* row, const T* sums, index width, T* out) const {
@@ -163,13 +166,16 @@ struct subtraction {
     template <class T>
     void back(const T* row, const T* sums, index width, const T* d_out, T* d_row, T* d_sums) const {
         const T n = sums[width], rest = 1 - row[width] / n;
-        T along = 0;
+        T along = 0, of_n = 0;
         for (index e = 0; e < width; ++e) {
+            const T mean = sums[e] / n;
             d_row[e] = d_out[e] / n;
             d_sums[e] = rest * d_row[e];
-            along += d_row[e] * (sums[e] / n);
+            along += d_row[e] * mean;
+            of_n += d_row[e] * (row[width] / n * mean - (row[e] + rest * sums[e]) / n);
         }
         d_row[width] = -along;
+        d_sums[width] = of_n;
     }
 };
 
@@ -219,14 +225,14 @@ struct forward_only {
     using axis = axes::direction;
     static constexpr bool both = false;
 };
-// Token t of the call is row order[t] of queries, keys, values and output; rules and gates see the row.
+// Token t of the call is row order[t] of queries, keys, values and output, each row once; rules and gates see the row.
 struct token_order {
     using axis = axes::order;
     std::span<const index> rows;
 };
 struct chunk_size {
     using axis = axes::chunking;
-    index tokens = 0;  // 0: what suits the rule
+    index tokens = 64;  // without this policy, what suits the rule
 };
 // The output is added to, not overwritten.
 struct add_to_output {
