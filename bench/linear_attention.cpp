@@ -19,10 +19,18 @@ namespace {
 
 constexpr index width = 128, chunk = 64;
 
+std::string named(const char* before, index number, const char* after, const std::string& what = {}) {
+    std::string name = before;
+    name += std::to_string(number);
+    name += after;
+    name += what;
+    return name;
+}
+
 // make(data) gives the rule.
 template <class Make>
 figure rate(const std::string& what, index tokens, double bar, Make make) {
-    const std::string name = "linear/f32/d128_n" + std::to_string(tokens) + "/" + what;
+    const std::string name = named("linear/f32/d128_n", tokens, "/", what);
     return {name, bar, "fraction of FMA peak", [=](session& settings) {
                 return settings.once(name, [&] {
                     linear_data data(1, 1, tokens, width);
@@ -41,7 +49,7 @@ figure rate(const std::string& what, index tokens, double bar, Make make) {
 
 template <class Make>
 figure backward_rate(const std::string& what, index tokens, double bar, Make make) {
-    const std::string name = "linear_backward/f32/d128_n" + std::to_string(tokens) + "/" + what;
+    const std::string name = named("linear_backward/f32/d128_n", tokens, "/", what);
     return {name, bar, "fraction of FMA peak", [=](session& settings) {
                 return settings.once(name, [&] {
                     linear_data data(1, 1, tokens, width), gradients(1, 1, tokens, width);
@@ -98,7 +106,7 @@ figure flatness() {
 }
 
 figure against_softmax(index tokens, double bar) {
-    const std::string name = "linear/f32/d128_n" + std::to_string(tokens) + "/over_causal_softmax";
+    const std::string name = named("linear/f32/d128_n", tokens, "/over_causal_softmax");
     return {name, bar, "times as fast", [=](session& settings) {
                 return settings.once(name, [&] {
                     linear_data data(1, 1, tokens, width);
@@ -147,7 +155,7 @@ figure decoding(const std::string& what, double bar, Make make) {
 
 // The selective scan against reading its values and steps and writing its output: y = u + delta.
 figure scanning(index states, double bar) {
-    const std::string name = "linear/f32/scan_d1280_n4096_s" + std::to_string(states);
+    const std::string name = named("linear/f32/scan_d1280_n4096_s", states, "");
     return {name, bar, "of the bandwidth bound", [=](session& settings) {
                 return settings.once(name, [&] {
                     constexpr index tokens = 4096, channels = 1280;
@@ -183,7 +191,7 @@ figure scanning(index states, double bar) {
 }
 
 figure two_threads(index heads) {
-    const std::string name = "linear/f32/d128_n65536_h" + std::to_string(heads) + "/lightning/threads2";
+    const std::string name = named("linear/f32/d128_n65536_h", heads, "/lightning/threads2");
     return {name, 1.8, "speed-up over one thread", [=](session& settings) {
                 if (processors().size() < 2) return measurement{.note = "needs two processors"};
                 linear_data data(1, heads, 65536, width);

@@ -47,7 +47,7 @@ public:
     using One = typename std::conditional_t<outer, std::type_identity<outer_token<P, Rule>>, std::type_identity<no_token>>::type;
     // Below this, packing the state costs more than its chunk saves.
     static constexpr index few_tokens = 8;
-    static constexpr index chunks_of_a_wave = 4;  // a worker
+    static constexpr index chunks_of_a_wave = 8;  // a worker
 
     explicit chunk_scan(const Problem& p) : p_(p), desk_bytes_((desk(p_, chunk(), arena()).bytes + page - 1) / page * page) {}
 
@@ -248,11 +248,12 @@ private:
         for (index first = 0; first < chunks(); first += together) {
             const index n = std::min(together, chunks() - first);
             const auto each_chunk = [&](auto&& f) {
-                executor.bulk(heads() * n, [&](index task, index worker) {
+                const index runs = (n + chunk_run - 1) / chunk_run;
+                executor.bulk(heads() * runs, [&](index task, index worker) {
                     desk d = desk_of(worker);
-                    const index head = task / n, b = head / p_.heads(), h = head % p_.heads();
+                    const index head = task / runs, b = head / p_.heads(), h = head % p_.heads(), from = task % runs * chunk_run;
                     d.step.begin(b, h);
-                    f(d, head, task % n, b, h, first + task % n);
+                    for (index i = from; i < std::min(n, from + chunk_run); ++i) f(d, head, i, b, h, first + i);
                 });
             };
             each_chunk([&](desk& d, index head, index i, index b, index h, index c) {

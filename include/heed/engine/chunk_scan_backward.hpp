@@ -71,7 +71,7 @@ public:
 
 private:
     static constexpr bool waves = outer && !bidirectional && !normalised && !rule_corrects<Rule>;
-    static constexpr index chunks_of_a_wave = 4;  // a worker
+    static constexpr index chunks_of_a_wave = 8;  // a worker
     index wave(index workers) const {
         if (!waves || !by_batch() || tasks() >= workers || chunks() <= 1) return 0;
         return std::min(chunks(), (chunks_of_a_wave * workers + tasks() - 1) / std::max<index>(tasks(), 1));
@@ -167,13 +167,14 @@ private:
         const auto& z = w.gradients;
         // f(desk, batch, head, number of the head, number in the wave, chunk), query heads of a group one after the other.
         const auto each_chunk = [&](index first, index n, auto&& f) {
-            executor.bulk(tasks() * n, [&](index task, index worker) {
+            const index runs = (n + chunk_run - 1) / chunk_run;
+            executor.bulk(tasks() * runs, [&](index task, index worker) {
                 desk d(p_, chunk(), kept(), arena(memory + bytes * worker));
-                const index key_heads = p_.k.shape()[1], unit = task / n, b = unit / key_heads, i = task % n;
+                const index key_heads = p_.k.shape()[1], unit = task / runs, b = unit / key_heads, from = task % runs * chunk_run;
                 for (index g = 0; g < p_.group(); ++g) {
                     const index h = unit % key_heads * p_.group() + g;
                     d.step.begin(b, h);
-                    f(d, b, h, b * p_.heads() + h, i, first + i);
+                    for (index i = from; i < std::min(n, from + chunk_run); ++i) f(d, b, h, b * p_.heads() + h, i, first + i);
                 }
             });
         };

@@ -10,6 +10,9 @@
 
 namespace heed::inline HEED_ISA {
 
+// Chunks of one head that a task of a wave takes, so that what is made once for a head is not made for each.
+inline constexpr index chunk_run = 4;
+
 template <class Chunk>
 struct chunk_wave {
     using T = typename Chunk::T;
