@@ -260,7 +260,7 @@ template <class A>
     requires heed::on_axis<A, heed::axes::accumulator>
 verdict check_accumulator(const A& a, heed::index heads = 1) {
     static_assert(heed::Accumulator<A>);
-    heed::ask::check(a, "check_accumulator", {1, heads, heads, 1, 1});
+    heed::ask::check(a, "check_accumulator", heed::extents{1, heads, heads, 1, 1});
     for (heed::index h = 0; h < heads; ++h) {
         std::vector<double> masked(5, -std::numeric_limits<double>::infinity());
         const double lse = a.weigh(0, h, masked);
