@@ -239,7 +239,7 @@ std::vector<figure> linear_figures() {
         two_threads(1),
         backward_rate("lightning", 16384, 0.50, lightning),
         backward_rate("gated", 16384, 0.35, gated),
-        backward_rate("delta", 16384, 0.20, delta),
+        backward_rate("delta", 16384, 0.35, delta),
     };
 }
 
