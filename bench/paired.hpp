@@ -32,6 +32,10 @@ inline double quantile(std::vector<double> values, double fraction) {
 
 inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
+// Between two passes of a plain loop over memory. Without it g++ merges two passes into one (-floop-unroll-and-jam) and the yardstick
+// reads its memory half as often as it says.
+inline void clobber_memory() { asm volatile("" ::: "memory"); }
+
 // Processors this process may use, best first; what the figures with n threads pin themselves to.
 inline std::vector<std::size_t>& processors() {
     static std::vector<std::size_t> list = [] {

@@ -205,6 +205,25 @@ struct pack {
         return select(n == n, pack{recast<batch_type>(bits)}, n);
     }
 
+    // 2^(k/32) of 1.5 2^18 + k/32, as long as it is normal: one lookup and one addition to the exponent, no polynomial.
+#if defined(__AVX512F__)
+    HEED_INLINE friend pack power_of_thirty_seconds(pack m)
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        alignas(64) static constexpr auto table = [] {
+            // Of the powers in [1, 2), less what the lowest five bits of k will add when k is shifted to the exponent.
+            std::array<std::int32_t, 32> bits{};
+            double power = 1;
+            for (int k = 0; k < 32; ++k, power *= 1.0218971486541166782)
+                bits[static_cast<std::size_t>(k)] = std::bit_cast<std::int32_t>(static_cast<float>(power)) - (k << 18);
+            return bits;
+        }();
+        const __m512i k = _mm512_castps_si512(m.v);
+        const __m512i power = _mm512_permutex2var_epi32(_mm512_load_si512(table.data()), k, _mm512_load_si512(table.data() + 16));
+        return {batch_type(_mm512_castsi512_ps(_mm512_add_epi32(power, _mm512_slli_epi32(k, 18))))};
+    }
+#endif
+
     // a / b to within 2 ulp for normal b; may be cheaper than a division.
     HEED_INLINE friend pack quotient(pack a, pack b) {
 #if defined(__AVX512F__)

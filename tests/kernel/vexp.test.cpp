@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 
+#include <heed/kernel/softplus.hpp>
 #include <heed/kernel/vexp.hpp>
 
 #include <algorithm>
@@ -87,17 +88,43 @@ worst measure(F&& f, G&& exact) {
 }
 
 template <class P>
+void check(const char* name, const worst& w, double bound) {
+    INFO(name << ", " << P::lanes << " lanes of " << sizeof(typename P::value_type) << " bytes: relative error " << w.relative << " at "
+              << w.at << ", " << w.wrong << " wrong, one at " << w.wrong_at);
+    CHECK(w.wrong == 0);
+    CHECK(w.relative <= bound);
+}
+
+template <class P>
 void check_functions(double exp2_bound, double exp_bound, double tanh_bound) {
     using T = typename P::value_type;
-    const auto check = [](const char* name, const worst& w, double bound) {
-        INFO(name << ", " << P::lanes << " lanes of " << sizeof(T) << " bytes: relative error " << w.relative << " at " << w.at << ", "
-                  << w.wrong << " wrong, one at " << w.wrong_at);
-        CHECK(w.wrong == 0);
-        CHECK(w.relative <= bound);
+    check<P>("exp2", measure<P>([](P x) { return heed::exp2(x); }, [](wide<T> x) { return std::exp2(x); }), exp2_bound);
+    check<P>("exp", measure<P>([](P x) { return heed::exp(x); }, [](wide<T> x) { return std::exp(x); }), exp_bound);
+    check<P>("tanh", measure<P>([](P x) { return heed::tanh(x); }, [](wide<T> x) { return std::tanh(x); }), tanh_bound);
+}
+
+template <class P>
+void check_softplus(double bound, double slope_bound, double products_bound) {
+    using T = typename P::value_type;
+    const auto of = [](bool slope) {
+        return [slope](P x) {
+            P in[1] = {x}, out[1], by[1];
+            heed::softplus_all(in, out, by);
+            return slope ? by[0] : out[0];
+        };
     };
-    check("exp2", measure<P>([](P x) { return heed::exp2(x); }, [](wide<T> x) { return std::exp2(x); }), exp2_bound);
-    check("exp", measure<P>([](P x) { return heed::exp(x); }, [](wide<T> x) { return std::exp(x); }), exp_bound);
-    check("tanh", measure<P>([](P x) { return heed::tanh(x); }, [](wide<T> x) { return std::tanh(x); }), tanh_bound);
+    check<P>("softplus", measure<P>(of(false), [](wide<T> x) { return x > 20 ? x : std::log1p(std::exp(x)); }), bound);
+    check<P>("slope of softplus", measure<P>(of(true), [](wide<T> x) { return x > 20 ? wide<T>(1) : 1 / (1 + std::exp(-x)); }),
+             slope_bound);
+    // Otherwise the product is rounded.
+    if constexpr (heed::arch::traits<typename P::arch_type>::fma) {
+        const auto products = [](P x) {
+            P a[1] = {heed::abs(x)}, b[1] = {P(T(-0.7))}, out[1];
+            heed::exp2_products(a, b, out);
+            return out[0];
+        };
+        check<P>("exp2 of products", measure<P>(products, [](wide<T> x) { return std::exp2(std::abs(x) * T(-0.7)); }), products_bound);
+    }
 }
 
 }  // namespace
@@ -110,6 +137,13 @@ TEST_CASE("exp2, exp and tanh of float hold their error over the whole range") {
 TEST_CASE("exp2, exp and tanh of double hold their error over the whole range") {
     check_functions<heed::pack<double>>(2.5e-16, 1.7e-16, 3.8e-16);
     check_functions<heed::pack<double, heed::arch::emulated<3>>>(2.5e-16, 1.7e-16, 3.8e-16);
+}
+
+TEST_CASE("softplus, its slope and powers of products hold their error over the whole range") {
+    check_softplus<heed::pack<float>>(2.9e-7, 2.7e-7, 1.8e-7);
+    check_softplus<heed::pack<float, heed::arch::emulated<3>>>(2.9e-7, 2.7e-7, 1.8e-7);
+    check_softplus<heed::pack<double>>(4e-16, 3.6e-16, 1.7e-16);
+    check_softplus<heed::pack<double, heed::arch::emulated<3>>>(4e-16, 3.6e-16, 1.7e-16);
 }
 
 TEST_CASE("scalars have the same names") {

@@ -31,18 +31,33 @@ inline constexpr double log1p_coefficients<double>[] = {
 template <int N, class P>
 HEED_INLINE void exp2_products(const P (&a)[N], const P (&b)[N], P (&out)[N], typename P::value_type b_rest = 0) {
     using T = typename P::value_type;
+    P n[N], f[N];
+    if constexpr (requires { power_of_thirty_seconds(a[0]); }) {
+        // n in steps of 1/32; then 2^f - 1 = f (c1 + c2 f) to 5.3e-8.
+        const P magic(393216.0);
+        P power[N];
+        for (int j = 0; j < N; ++j) power[j] = fma(a[j], b[j], magic);
+        for (int j = 0; j < N; ++j) n[j] = magic - power[j];
+        for (int j = 0; j < N; ++j) f[j] = fma(a[j], b[j], n[j]);
+        if (b_rest != 0)
+            for (int j = 0; j < N; ++j) f[j] = fma(a[j], P(b_rest), f[j]);
+        for (int j = 0; j < N; ++j) power[j] = power_of_thirty_seconds(power[j]);
+        for (int j = 0; j < N; ++j) out[j] = fma(f[j], P(0.24022650658525485), P(0.6931573285897729));
+        for (int j = 0; j < N; ++j) f[j] = f[j] * power[j];
+        for (int j = 0; j < N; ++j) out[j] = select(n[j] > P(-smallest_exponent<T>), P(0), fma(out[j], f[j], power[j]));
+        return;
+    }
     constexpr int degree = sizeof(exp2_coefficients<T>) / sizeof(T);
     const P magic(std::is_same_v<T, float> ? 12582912.0 : 6755399441055744.0);
-    P n[N], f[N];
-    for (int j = 0; j < N; ++j) n[j] = fma(a[j], b[j], magic) - magic;
-    for (int j = 0; j < N; ++j) f[j] = fma(a[j], b[j], -n[j]);
+    for (int j = 0; j < N; ++j) n[j] = magic - fma(a[j], b[j], magic);
+    for (int j = 0; j < N; ++j) f[j] = fma(a[j], b[j], n[j]);
     if (b_rest != 0)
         for (int j = 0; j < N; ++j) f[j] = fma(a[j], P(b_rest), f[j]);
     for (int j = 0; j < N; ++j) out[j] = P(exp2_coefficients<T>[degree - 1]);
     for (int i = degree - 2; i >= 0; --i)
         for (int j = 0; j < N; ++j) out[j] = fma(out[j], f[j], P(exp2_coefficients<T>[i]));
     for (int j = 0; j < N; ++j) out[j] = fma(out[j], f[j], P(1));
-    for (int j = 0; j < N; ++j) out[j] = select(n[j] < P(smallest_exponent<T>), P(0), scale_by_power(out[j], n[j]));
+    for (int j = 0; j < N; ++j) out[j] = select(n[j] > P(-smallest_exponent<T>), P(0), scale_by_power(out[j], -n[j]));
 }
 
 // t = e^(-|x|), then softplus(x) of it.

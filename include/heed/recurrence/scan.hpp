@@ -50,10 +50,8 @@ struct selective_scan {
                T* scratch) const {
         block channels(state.extent(0), width(state.extent(0), state.extent(1)), scratch);
         each_block(channels, state, first, [&](index begin, index size) {
-            for (index i = 0; i < count; ++i) {
-                const index next = std::min(i + 1, count - 1);
-                channels.advance(row(q, k, v, first, i, begin), o[i] + begin, row(q, k, v, first, next, begin), o[next] + begin);
-            }
+            for (index i = 0; i < count; ++i)
+                channels.advance(row(q, k, v, first, i, begin), o[i] + begin, after(v, o, first, i, count, begin));
             copy_rows(view<const T, 2>(state), begin, size, channels.state, channels.stride(), true);
         });
     }
@@ -66,12 +64,11 @@ struct selective_scan {
         each_block(channels, before, first, [&](index begin, index size) {
             copy_rows(view<const T, 2>(d_state), begin, size, channels.d_state, channels.stride(), false);
             channels.keep_first();
-            for (index i = 0; i < count; ++i)
-                channels.keep(row(q, k, v, first, i, begin), i, row(q, k, v, first, std::min(i + 1, count - 1), begin));
+            for (index i = 0; i < count; ++i) channels.keep(row(q, k, v, first, i, begin), i, after(v, v, first, i, count, begin));
             for (index i = count; i-- > 0;)
                 channels.take_back(row(q, k, v, first, i, begin), i, d_o[i] + begin, dv[i] + begin,
                                    into.delta.data == nullptr ? nullptr : row_of(into.delta, first, i) + begin,
-                                   d_o[std::max<index>(i, 1) - 1] + begin);
+                                   {d_o[std::max<index>(i, 1) - 1] + begin, d_o[std::max<index>(i, 2) - 2] + begin});
             copy_rows(view<const T, 2>(d_state), begin, size, channels.d_state, channels.stride(), true);
             const auto add = [&](double* to, const T* from) {
                 for (index d = 0; d < size; ++d) to[begin + d] += static_cast<double>(from[d]);
@@ -145,6 +142,17 @@ private:
     }
     typename block::token row(const T* const* q, const T* const* k, const T* const* v, const token& first, index i, index begin) const {
         return {row_of(delta, first, i) + begin, k[i], q[i], v[i] + begin};
+    }
+    template <class Row>
+    typename block::coming after(const T* const* v, Row* const* y, const token& first, index i, index count, index begin) const {
+        typename block::coming rows;
+        for (index ahead : {0, 1}) {
+            const index at = std::min(i + 1 + ahead, count - 1);
+            rows.delta[ahead] = row_of(delta, first, at) + begin;
+            rows.u[ahead] = v[at] + begin;
+            rows.y[ahead] = y[at] + begin;
+        }
+        return rows;
     }
     // Channels [begin, begin + size) of rows of a matrix, and rows of a block.
     template <class X>
