@@ -78,6 +78,14 @@ TEST_CASE("the calls of the README") {
                                heed::mask_mod([](auto, auto, auto i, auto j) { return (i >= 7) == (j >= 7) && (i >= 19) == (j >= 19); }));
     CHECK(agrees());
 
+    heed::kv_cache<float> cache({.pages = 64, .page_size = 16, .heads = key_heads, .key_features = features});
+    const std::vector<heed::index> sequences{cache.create()};
+    cache.append(sequences[0], k, v);
+    const heed::kv_batch step = cache.batch(sequences);
+    heed::attention(q, cache.keys(step), cache.values(step), out, heed::causal, step.seqlens());
+    heed::reference::attention(q, k, v, wanted, heed::causal);
+    CHECK(agrees());
+
     heed::attention(q, k, v, out, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
     heed::reference::attention(q, k, v, wanted, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
     CHECK(agrees());

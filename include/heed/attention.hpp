@@ -101,6 +101,19 @@ HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     require(k[3] == q[3], door, "key features", k[3], "must equal query features", q[3]);
     require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);
 }
+// Rows of every sequence, of sources that do not have all rows of their shape.
+template <class Problem>
+void check_rows(const char* door, const Problem& p) {
+    const auto each = [&](const char* name, const auto& source) {
+        if constexpr (requires { source.check_rows(door, name, index{}, index{}, index{}); })
+            for (index s = 0; s < p.sequences.count(p.whole); ++s) {
+                const sequence rows = p.sequences.at(s, p.whole);
+                source.check_rows(door, name, rows.batch, rows.key_begin, rows.keys);
+            }
+    };
+    each("key", p.k);
+    each("value", p.v);
+}
 // Parameters of the policies.
 template <class Problem>
 HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
@@ -108,6 +121,7 @@ HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
     ask::check(p.weight, door, p.whole);
+    check_rows(door, p);
     extents e = p.whole;
     e.batch = p.sequences.count(p.whole);
     for (index s = 0; s < (std::is_same_v<std::decay_t<decltype(p.sequences)>, whole_batch> ? std::min<index>(1, e.batch) : e.batch); ++s) {

@@ -41,5 +41,7 @@
 #include <heed/select/top_k.hpp>
 #include <heed/tensor/concat.hpp>
 #include <heed/tensor/convolution.hpp>
+#include <heed/tensor/kv_cache.hpp>
+#include <heed/tensor/paged.hpp>
 #include <heed/tensor/segments.hpp>
 #include <heed/tensor/view.hpp>

@@ -1,4 +1,6 @@
-// segments{cu_seqlens_q, cu_seqlens_k}: a ragged batch packed behind each other, without padding (layout thd, batch 1).
+// segments{cu_seqlens_q, cu_seqlens_k} and seqlens_k{lengths}: batches of sequences of different lengths.
+//
+// segments: a ragged batch packed behind each other, without padding (layout thd, batch 1).
 //
 // Sequence s holds query rows cu_seqlens_q[s] ... cu_seqlens_q[s + 1] and keys cu_seqlens_k[s] ... cu_seqlens_k[s + 1]. The call equals
 // one call for each sequence: positions count from the start of the sequence, the batch index that policies see is s, and causal
@@ -44,6 +46,23 @@ private:
         for (std::size_t i = 1; i < list.size(); ++i)
             require(list[i] >= list[i - 1], door, name, "entry", list[i], "must not be below the entry before it", list[i - 1]);
         require(list.back() == count, door, name, "last entry", list.back(), "must equal", rows, count);
+    }
+};
+
+// seqlens_k{lengths}: a padded batch; entry b has all its query rows and the first lengths[b] keys, what lies behind them is not read.
+// Decoding from caches of different lengths: causal masks align at each entry's own last key. The span is read, not copied.
+struct seqlens_k {
+    using axis = axes::sequences;
+    std::span<const std::int32_t> lengths;
+
+    index count(const extents& e) const { return e.batch; }
+    sequence at(index s, const extents& e) const { return {s, 0, e.queries, 0, lengths[static_cast<std::size_t>(s)]}; }
+    void check(const char* door, const extents& e) const {
+        require(static_cast<index>(lengths.size()) == e.batch, door, "seqlens_k length", lengths.size(), "must equal batch", e.batch);
+        for (const std::int32_t n : lengths) {
+            require(n >= 0, door, "seqlens_k entry", n, "must not be below", 0);
+            require(n <= e.keys, door, "seqlens_k entry", n, "must not exceed keys", e.keys);
+        }
     }
 };
 

@@ -2,7 +2,8 @@
 //
 // RowSource: `void rows(sequence, head, first, count, scratch, const T** out)` sets out[i] to row first + i of the sequence; a source
 // whose storage is of another type converts into `scratch` (scratch_per_row elements a row) and points there. Engines read through
-// the pointers and know no layout. Optional: each_view(f) calls f with every view that is read, for the doors to check.
+// the pointers and know no layout. Optional: each_view(f) calls f with every view that is read, for the doors to check;
+// check_rows(door, name, sequence, first, count) refuses rows that do not exist, where not all of the shape do.
 #pragma once
 
 #include <heed/tensor/segments.hpp>

@@ -1,0 +1,190 @@
+#include "support/catch.hpp"
+#include "support/random.hpp"
+#include "support/tensors.hpp"
+
+#include <heed/attention.hpp>
+#include <heed/attention_backward.hpp>
+#include <heed/mask/causal.hpp>
+#include <heed/tensor/paged.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using namespace heed_test;
+
+namespace {
+
+// The rows of `dense`, scattered over pages in a drawn order; everything else is NaN.
+struct scattered {
+    tensor<float> pool;
+    std::vector<std::int32_t> table, indptr{0}, indices;
+    heed::index page_size, columns;
+
+    scattered(random_source& r, const heed::view<float, 4>& dense, const std::vector<std::int32_t>& lengths, heed::index size, order layout)
+        : page_size(size), columns((dense.extent(2) + size - 1) / size) {
+        const heed::index batch = dense.extent(0), pages = batch * columns + 3;
+        pool = tensor<float>({pages, dense.extent(1), size, dense.extent(3)}, layout, {1, 2, 3, 1});
+        pool.fill([] { return tensor<float>::hole; });
+        std::vector<std::int32_t> free(static_cast<std::size_t>(pages));
+        std::iota(free.begin(), free.end(), 0);
+        for (std::size_t i = free.size(); i > 1; --i)
+            std::swap(free[i - 1], free[static_cast<std::size_t>(r.between(0, static_cast<heed::index>(i) - 1))]);
+        table.assign(static_cast<std::size_t>(batch * columns), -1);
+        for (heed::index b = 0; b < batch; ++b) {
+            const heed::index length = lengths[static_cast<std::size_t>(b)];
+            for (heed::index i = 0; i * size < length; ++i) {
+                table[static_cast<std::size_t>(b * columns + i)] = free.back();
+                indices.push_back(free.back());
+                free.pop_back();
+            }
+            indptr.push_back(static_cast<std::int32_t>(indices.size()));
+            for (heed::index h = 0; h < dense.extent(1); ++h)
+                for (heed::index t = 0; t < length; ++t)
+                    for (heed::index d = 0; d < dense.extent(3); ++d)
+                        pool.view(table[static_cast<std::size_t>(b * columns + t / size)], h, t % size, d) = dense(b, h, t, d);
+        }
+    }
+    heed::view<const std::int32_t, 2> block_table() const {
+        return {table.data(), {static_cast<heed::index>(indptr.size()) - 1, columns}, {columns, 1}};
+    }
+    auto by_table() const { return heed::paged{pool.view, block_table(), page_size}; }
+    auto by_lists() const { return heed::paged{pool.view, heed::csr_pages{indptr, indices}, page_size}; }
+};
+
+std::string refusal(auto&& call) {
+    try {
+        call();
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return "none";
+}
+
+}  // namespace
+
+TEST_CASE("paged keys and values are attended to as contiguous ones, bit by bit, forward and backward") {
+    random_source r(61);
+    for (const heed::index size : {1, 3, 16, 64, 100})
+        for (const heed::index keys : {1, 5, 64, 131})
+            for (const order layout : {order::bhtd, order::bthd}) {
+                const auto q = normal_tensor<float>(r, {2, 4, 33, 12});
+                const auto k = normal_tensor<float>(r, {2, 2, keys, 12}), v = normal_tensor<float>(r, {2, 2, keys, 7});
+                const auto d_out = normal_tensor<float>(r, {2, 4, 33, 7});
+                const auto length = static_cast<std::int32_t>(keys);
+                const std::vector<std::int32_t> lengths{length, length};
+                const scattered pages_k(r, k.view, lengths, size, layout), pages_v(r, v.view, lengths, size, layout);
+                const heed::seqlens_k whole{lengths};
+                answer<float> expected({2, 4, 33, 7}), by_table(expected.out.view.shape), by_lists(expected.out.view.shape);
+                heed::attention(q.view, k.view, v.view, expected.result(), heed::causal);
+                heed::attention(q.view, pages_k.by_table(), pages_v.by_table(), by_table.result(), heed::causal, whole);
+                heed::attention(q.view, pages_k.by_lists(), pages_v.by_lists(), by_lists.result(), heed::causal, whole);
+                INFO(keys << " keys in pages of " << size);
+                CHECK(by_table.same(expected));
+                CHECK(by_lists.same(expected));
+
+                const auto columns = pages_k.columns * size;
+                tensor<float> dq(q.view.shape), dk(k.view.shape), dv(v.view.shape), paged_dq(q.view.shape), paged_dk({2, 2, columns, 12}),
+                    paged_dv({2, 2, columns, 7});
+                heed::attention_backward(q.view, k.view, v.view, expected.result(), d_out.view, dq.view, dk.view, dv.view, heed::causal);
+                heed::attention_backward(q.view, pages_k.by_table(), pages_v.by_table(), expected.result(), d_out.view, paged_dq.view,
+                                         paged_dk.view, paged_dv.view, heed::causal, whole);
+                CHECK(same_bits(elements(paged_dq.view), elements(dq.view)));
+                for (auto* part : {&paged_dk.view, &paged_dv.view}) part->shape[2] = keys;
+                CHECK(same_bits(elements(paged_dk.view), elements(dk.view)));
+                CHECK(same_bits(elements(paged_dv.view), elements(dv.view)));
+            }
+}
+
+TEST_CASE("with seqlens_k every entry is a call of its own, and nothing behind its keys is read") {
+    random_source r(62);
+    const std::vector<std::int32_t> lengths{0, 70, 1, 16};
+    for (const heed::index queries : {1, 5, 40}) {
+        const auto q = normal_tensor<float>(r, {4, 4, queries, 12});
+        auto k = normal_tensor<float>(r, {4, 2, 70, 12}), v = normal_tensor<float>(r, {4, 2, 70, 7});
+        for (heed::index b = 0; b < 4; ++b)
+            for (heed::index t = lengths[static_cast<std::size_t>(b)]; t < 70; ++t)
+                for (heed::index h = 0; h < 2; ++h) k.view(b, h, t, 0) = v.view(b, h, t, 0) = tensor<float>::hole;
+        const scattered pages_k(r, k.view, lengths, 16, order::bhtd), pages_v(r, v.view, lengths, 16, order::bthd);
+        const heed::seqlens_k ragged{lengths};
+        answer<float> padded({4, 4, queries, 7}), paged(padded.out.view.shape);
+        heed::attention(q.view, k.view, v.view, padded.result(), heed::causal, ragged);
+        heed::attention(q.view, pages_k.by_table(), pages_v.by_lists(), paged.result(), heed::causal, ragged);
+        CHECK(paged.same(padded));
+        for (heed::index b = 0; b < 4; ++b) {
+            const auto part = [&](const heed::view<float, 4>& x, heed::index tokens) {
+                return heed::view<const float, 4>{x.data + x.offset(b, 0, 0, 0), {1, x.extent(1), tokens, x.extent(3)}, x.strides};
+            };
+            answer<float> one({1, 4, queries, 7});
+            const heed::index keys = lengths[static_cast<std::size_t>(b)];
+            heed::attention(part(q.view, queries), part(k.view, keys), part(v.view, keys), one.result(), heed::causal);
+            INFO("entry " << b << ", " << queries << " queries");
+            CHECK(same_bits(elements(part(padded.out.view, queries)), elements(one.out.view)));
+        }
+    }
+}
+
+TEST_CASE("lengths of sequences follow from the tokens of their last pages") {
+    const std::vector<std::int32_t> indptr{0, 2, 2, 5}, indices{4, 1, 0, 2, 3}, last{7, 0, 16};
+    CHECK(heed::page_lengths({indptr, indices}, last, 16) == std::vector<std::int32_t>{23, 0, 48});
+    const auto refused = [&](std::vector<std::int32_t> tokens) {
+        return refusal([&] { heed::page_lengths({indptr, indices}, tokens, 16); });
+    };
+    CHECK(refused({7, 0}) == "heed::page_lengths: kv_last_page_len length (2) must equal sequences (3)");
+    CHECK(refused({0, 0, 16}) == "heed::page_lengths: kv_last_page_len entry (0) must be at least (1)");
+    CHECK(refused({7, 1, 16}) == "heed::page_lengths: kv_last_page_len entry (1) must not exceed (0)");
+    CHECK(refused({7, 0, 17}) == "heed::page_lengths: kv_last_page_len entry (17) must not exceed (16)");
+}
+
+TEST_CASE("pages that do not exist, tables that are too short and lengths that do not fit are refused") {
+    random_source r(63);
+    const auto q = normal_tensor<float>(r, {2, 2, 1, 8});
+    const auto pool = normal_tensor<float>(r, {5, 2, 4, 8});
+    answer<float> a({2, 2, 1, 8});
+    std::vector<std::int32_t> table{0, 1, 2, 3, 4, -1}, lengths{12, 8};
+    const auto refused = [&](heed::index page_size, auto&&... policies) {
+        const heed::paged rows{pool.view, heed::view<const std::int32_t, 2>{table.data(), {2, 3}, {3, 1}}, page_size};
+        return refusal([&] { heed::attention(q.view, rows, rows, a.result(), policies...); });
+    };
+    CHECK(refused(4, heed::seqlens_k{lengths}) == "none");
+    CHECK(refused(4) == "heed::attention: key page (-1) must be at least 0 and below the pages of its pool (5)");
+    table[1] = 5;
+    CHECK(refused(4, heed::seqlens_k{lengths}) == "heed::attention: key page (5) must be at least 0 and below the pages of its pool (5)");
+    table[1] = 1;
+    CHECK(refused(3) == "heed::attention: key page_size (3) must equal the tokens of a page of its pool (4)");
+    CHECK(refused(0) == "heed::attention: key page_size (0) must be at least (1)");
+    lengths = {12};
+    CHECK(refused(4, heed::seqlens_k{lengths}) == "heed::attention: seqlens_k length (1) must equal batch (2)");
+    lengths = {12, -1};
+    CHECK(refused(4, heed::seqlens_k{lengths}) == "heed::attention: seqlens_k entry (-1) must not be below (0)");
+    lengths = {13, 8};
+    CHECK(refused(4, heed::seqlens_k{lengths}) == "heed::attention: seqlens_k entry (13) must not exceed keys (12)");
+
+    lengths = {12, 8};
+    std::vector<std::int32_t> indptr{0, 3, 4}, indices{0, 1, 2, 3};
+    const auto lists = [&](const heed::seqlens_k& ragged) {
+        const heed::paged rows{pool.view, heed::csr_pages{indptr, indices}, heed::index{4}};
+        return refusal([&] { heed::attention(q.view, rows, rows, a.result(), ragged); });
+    };
+    CHECK(lists({lengths}) == "heed::attention: key pages of a sequence (1) must not be fewer than (2) for its tokens (8)");
+    lengths = {12, 4};
+    CHECK(lists({lengths}) == "none");
+    indptr = {0, 3, 5};
+    CHECK(lists({lengths}) == "heed::attention: key kv_indptr last entry (5) must equal the number of kv_indices (4)");
+    indptr = {1, 3, 4};
+    CHECK(lists({lengths}) == "heed::attention: key kv_indptr first entry (1) must be (0)");
+    indptr = {0, 5, 4};
+    CHECK(lists({lengths}) == "heed::attention: key kv_indptr entry (4) must not be below the entry before it (5)");
+    indptr = {};
+    CHECK(lists({lengths}) == "heed::attention: key kv_indptr length (0) must be at least (1)");
+
+    const auto over_itself = [&] {
+        const heed::paged rows{pool.view, heed::view<const std::int32_t, 2>{table.data(), {2, 2}, {3, 1}}, heed::index{4}};
+        heed::attention(q.view, rows, rows, heed::view<float, 4>{pool.view.data, {2, 2, 1, 8}, {16, 8, 8, 1}});
+    };
+    CHECK(refusal(over_itself) == "heed::attention: out must not overlap key");
+}
