@@ -44,4 +44,5 @@
 #include <heed/tensor/kv_cache.hpp>
 #include <heed/tensor/paged.hpp>
 #include <heed/tensor/segments.hpp>
+#include <heed/tensor/stored.hpp>
 #include <heed/tensor/view.hpp>

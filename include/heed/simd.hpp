@@ -120,6 +120,49 @@ struct pack {
     HEED_INLINE pack(S s) : v(static_cast<T>(s)) {}
 
     HEED_INLINE static pack load(const T* p) { return {batch_type::load_unaligned(p)}; }
+    // Of stored types, exactly; float16 and int8 only where the processor widens them.
+    HEED_INLINE static pack load_bfloat16(const std::uint16_t* p)
+        requires std::is_same_v<T, float>
+    {
+#if defined(__AVX512F__)
+        if constexpr (lanes == 16) {
+            const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+            return {batch_type(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)))};
+        }
+#endif
+#if defined(__AVX2__)
+        if constexpr (lanes == 8) {
+            const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+            return {batch_type(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)))};
+        }
+#endif
+        float wide[lanes];
+        for (int i = 0; i < lanes; ++i) wide[i] = std::bit_cast<float>(std::uint32_t{p[i]} << 16);
+        return load(wide);
+    }
+#if defined(__AVX512F__)
+    HEED_INLINE static pack load_float16(const std::uint16_t* p)
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        return {batch_type(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))))};
+    }
+    HEED_INLINE static pack load_int8(const std::int8_t* p)
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        return {batch_type(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))))};
+    }
+#elif defined(__AVX2__) && defined(__F16C__)
+    HEED_INLINE static pack load_float16(const std::uint16_t* p)
+        requires(std::is_same_v<T, float> && lanes == 8)
+    {
+        return {batch_type(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+    }
+    HEED_INLINE static pack load_int8(const std::int8_t* p)
+        requires(std::is_same_v<T, float> && lanes == 8)
+    {
+        return {batch_type(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))))};
+    }
+#endif
     HEED_INLINE void store(T* p) const { v.store_unaligned(p); }
 
     HEED_INLINE friend pack operator+(pack a, pack b) { return {a.v + b.v}; }

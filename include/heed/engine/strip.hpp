@@ -63,7 +63,7 @@ public:
                 a.take<T>(lanes_type::tile_rows * lanes),
                 a.take<T>((staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes),
                 a.take<T>(tile_keys),
-                a.take<T>(tile_keys * p.k.scratch_per_row()),
+                a.take<T>(std::max(tile_keys * p.k.scratch_per_row(), lanes * p.q.scratch_per_row())),
                 a.take<T>(tile_keys * p.v.scratch_per_row()),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(tile_keys),
