@@ -3,7 +3,11 @@
 #include "support/tensors.hpp"
 
 #include <heed/attention.hpp>
+#include <heed/attention_backward.hpp>
+#include <heed/linear_attention.hpp>
 #include <heed/mask/causal.hpp>
+#include <heed/recurrence/linear.hpp>
+#include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
 #include <heed/tensor/stored.hpp>
 
@@ -150,6 +154,39 @@ TEMPLATE_TEST_CASE("16-bit queries, keys and values are attended to as the float
                 heed::reference::attention(q.view, k.view, v.view, reference.result(), heed::causal);
                 CHECK(distance(elements(stored.out.view), elements(reference.out.view)) < 2e-6);
             }
+}
+
+TEST_CASE("gradients and recurrences of 16-bit rows are those of the floats they stand for, bit by bit") {
+    random_source r(86);
+    for (const heed::index tokens : {1, 50, 150}) {
+        const heed::index d = 20;
+        const narrowed<bfloat16> q(normal_tensor<float>(r, {2, 4, tokens, d})), k(normal_tensor<float>(r, {2, 2, tokens, d})),
+            v(normal_tensor<float>(r, {2, 2, tokens, d}));
+        const auto d_out = normal_tensor<float>(r, {2, 4, tokens, d});
+        answer<float> forward({2, 4, tokens, d});
+        heed::attention(q.view, k.view, v.view, forward.result(), heed::causal);
+        struct gradients {
+            tensor<float> q, k, v;
+            gradients(heed::index n, heed::index width) : q({2, 4, n, width}), k({2, 2, n, width}), v({2, 2, n, width}) {}
+        };
+        gradients stored(tokens, d), wide(tokens, d);
+        heed::attention_backward(q.view, k.view, v.view, forward.result(), d_out.view, stored.q.view, stored.k.view, stored.v.view,
+                                 heed::causal);
+        heed::attention_backward(q.wide.view, k.wide.view, v.wide.view, forward.result(), d_out.view, wide.q.view, wide.k.view, wide.v.view,
+                                 heed::causal);
+        INFO(tokens << " tokens");
+        CHECK(same_bits(elements(stored.q.view), elements(wide.q.view)));
+        CHECK(same_bits(elements(stored.k.view), elements(wide.k.view)));
+        CHECK(same_bits(elements(stored.v.view), elements(wide.v.view)));
+
+        const std::vector<float> slopes{0.1f, 0.2f, 0.3f, 0.4f};
+        const heed::lightning<float> rule{slopes};
+        auto state = heed::make_state(rule, 2, 4, d, d), other = heed::make_state(rule, 2, 4, d, d);
+        tensor<float> out({2, 4, tokens, d}), expected({2, 4, tokens, d});
+        heed::linear_attention(q.view, k.view, v.view, out.view, rule, state);
+        heed::linear_attention(q.wide.view, k.wide.view, v.wide.view, expected.view, rule, other);
+        CHECK(same_bits(elements(out.view), elements(expected.view)));
+    }
 }
 
 TEST_CASE("int8 rows are attended to as what their scales make of them") {
