@@ -84,6 +84,7 @@ private:
             states = memory.take<T>((2 * kept + 2) * size);
             state = memory.take<T>(size);
             d_state = memory.take<T>(size);
+            d_after = memory.take<T>(waves ? size : 0);
             dq = memory.take<T>((step.capacity + 8) * row_stride);
             dk = memory.take<T>((step.capacity + 8) * row_stride);
             dv = memory.take<T>((step.capacity + 8) * step.out_stride);
@@ -105,7 +106,7 @@ private:
         token_rows<Problem> rows;
         Chunk step;
         index size, row_stride;
-        T *states, *state, *d_state, *dq, *dk, *dv, *sums;
+        T *states, *state, *d_state, *d_after, *dq, *dk, *dv, *sums;
         T *out = nullptr, *d_row = nullptr, *d_sums = nullptr, *all_sums = nullptr;
         double *d_decay = nullptr, *d_strength = nullptr;
         std::size_t bytes;
@@ -287,11 +288,20 @@ private:
         }
     }
     // So that nothing which is not finite reaches gradients of tokens that it has no part in.
+    // The state's own gradient is that of the whole chunk, as waves make it.
     void take_back_one_by_one(desk& d, index b, index h, index first, int count, const T* before, bool add, double* sums) const {
+        if constexpr (waves) std::copy_n(d.d_state, d.size, d.d_after);
         for (int i = count; i-- > 0;) {
             std::copy_n(before, d.size, d.state);
             for (int j = 0; j < i; ++j) advance(d, b, h, first + j, 1, d.state, d.state);
             take_back(d, b, h, first + i, 1, d.state, add, sums);
+        }
+        if constexpr (waves) {
+            d.rows.load(b, h, first, count, d.loaded);
+            point_at_d_out(d, b, h, first, count);
+            d.step.template prepare<false>(d.loaded, first, count, before);
+            std::copy_n(d.d_after, d.size, d.d_state);
+            d.step.add_back(d.loaded, d.d_out, count, d.d_state);
         }
     }
     void point_at_d_out(desk& d, index b, index h, index first, int count) const {

@@ -140,7 +140,7 @@ public:
             for (int a = 0; a < count; ++a)
                 for (index e = 0; e < width; ++e) dv[a * out_stride + e] *= this->beta[a];
     }
-    // After prepare<false>(): what the chunk adds to Z, alone; d_state holds zeros.
+    // After prepare<false>(): Z <- Gamma Z + what the chunk adds; of zeros that alone.
     void add_back(const chunk_rows<T>& rows, const T* const* d_out, int count, T* d_state) {
         count_ = count;
         panels::pack(d_out, 0, count, width, d_values_, capacity);
