@@ -67,6 +67,11 @@ inline double median_ratio(const std::vector<double>& above, const std::vector<d
     return median(std::move(ratios));
 }
 
+// How many times as fast as the first the second was, from their seconds.
+inline measurement compared(const std::vector<double>& first, const std::vector<double>& second) {
+    return {.value = median_ratio(first, second), .best = quantile(first, 0.1) / quantile(second, 0.1)};
+}
+
 template <class T, class Operate>
 measurement fraction_of_peak(const session& settings, double flops, Operate&& operate) {
     const auto rates = pair_with_peak<T>(settings, flops, std::forward<Operate>(operate));

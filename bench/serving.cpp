@@ -124,7 +124,8 @@ template <class S>
 figure decoding(index group, double bar) {
     std::string name = "attention/";
     name += name_of_type<S>();
-    name += "/d128_q1_kv64MiB_g" + std::to_string(group);
+    name += "/d128_q1_kv64MiB_g";
+    name += std::to_string(group);
     return {name, bar, "of reading keys and values", [=](session& settings) {
                 return settings.once(name, [&] {
                     cache_data<S> data(group);
@@ -138,8 +139,7 @@ figure decoding(index group, double bar) {
                         for (; n > 0; --n) data.run();
                     };
                     const auto seconds = alternate(read, decode, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
-                    return measurement{.value = median_ratio(seconds.first, seconds.second),
-                                       .best = quantile(seconds.first, 0.1) / quantile(seconds.second, 0.1)};
+                    return compared(seconds.first, seconds.second);
                 });
             }};
 }
@@ -168,8 +168,7 @@ figure paging(index page_size, double bar) {
                     };
                     paged(1);
                     const auto seconds = alternate(contiguous, paged, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
-                    return measurement{.value = median_ratio(seconds.first, seconds.second),
-                                       .best = quantile(seconds.first, 0.1) / quantile(seconds.second, 0.1)};
+                    return compared(seconds.first, seconds.second);
                 });
             }};
 }
@@ -189,4 +188,4 @@ std::vector<figure> serving_figures() {
     };
 }
 
-}  // namespace heed_bench::inline HEED_ISA
+}  // namespace heed_bench

@@ -1,10 +1,11 @@
 // Test-time memories, token by token: against a plain memory, and their outer gradients against central differences; refusals.
 #include "memory_trial.hpp"
+#include "support/refusal.hpp"
 
 #include <initializer_list>
-#include <stdexcept>
 
 using namespace memory_tests;
+using heed_test::refusal;
 
 TEST_CASE("a matrix memory with any loss, token by token") {
     const bool channelwise = GENERATE(false, true);
@@ -80,18 +81,6 @@ TEST_CASE("a memory whose weights vanish reads 0 and learns on") {
         for (const double x : *values) REQUIRE(std::isfinite(x));
     CHECK(apart(memory.out, numbers(memory.out.size(), 0.)) > 0);
 }
-
-namespace {
-template <class F>
-std::string refusal(F&& f) {
-    try {
-        f();
-    } catch (const std::invalid_argument& e) {
-        return e.what();
-    }
-    return "accepted";
-}
-}  // namespace
 
 TEST_CASE("memories refuse what does not fit, in one sentence") {
     constexpr const char* door = "linear_attention";

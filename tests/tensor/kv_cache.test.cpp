@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/refusal.hpp"
 #include "support/tensors.hpp"
 
 #include <heed/attention.hpp>
@@ -50,14 +51,6 @@ history read(const cache_type& cache, heed::index sequence) {
         }
     }
     return all;
-}
-std::string refusal(auto&& call) {
-    try {
-        call();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "none";
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/refusal.hpp"
 #include "support/tensors.hpp"
 
 #include <heed/attention.hpp>
@@ -41,15 +42,6 @@ struct narrowed {
         view = heed::bhtd<const S>(elements_.data(), s[0], s[1], s[2], s[3]);
     }
 };
-
-std::string refusal(auto&& call) {
-    try {
-        call();
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "none";
-}
 
 // The nearest of all numbers of the type, ties to that with an even last bit; by search over the sorted non-negative ones.
 template <class S>
@@ -218,7 +210,7 @@ TEST_CASE("int8 rows are attended to as what their scales make of them") {
         const heed::quantized k(heed::bhtd<const std::int8_t>(small.data(), 1, 2, 4, 6), scale);
         return refusal([&] { heed::attention(q.view, k, k, a.result()); });
     };
-    CHECK(refused(heed::bhtd<const float>(by.data(), 1, 1, 4, 2)) == "none");
+    CHECK(refused(heed::bhtd<const float>(by.data(), 1, 1, 4, 2)) == "accepted");
     CHECK(refused(heed::bhtd<const float>(by.data(), 1, 1, 3, 1)) ==
           "heed::attention: key scale tokens (3) must be 1 or equal that of its rows (4)");
     CHECK(refused(heed::bhtd<const float>(by.data(), 1, 1, 2, 4)) ==
