@@ -7,6 +7,10 @@
 #include "paired.hpp"
 #include "shapes.hpp"
 
+#include <heed/interop/openmp.hpp>
+
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -53,7 +57,10 @@ public:
     auto v() { return source(v_); }
     buffer<S>& key_memory() { return k_; }
     buffer<S>& value_memory() { return v_; }
-    void run() { heed::attention(q(), k(), v(), out()); }
+    template <class... Policies>
+    void run(const Policies&... policies) {
+        heed::attention(q(), k(), v(), out(), policies...);
+    }
     // Throws unless some outputs agree with a computation in double.
     void check(const std::string& name) {
         for (const index h : {index{0}, key_heads * group_ - 1}) {
@@ -173,6 +180,106 @@ figure paging(index page_size, double bar) {
             }};
 }
 
+// One query against the cache on two threads, as a speed-up over one.
+figure two_threads(double bar) {
+    const std::string name = "attention/f32/d128_q1_kv64MiB_g1/threads2";
+    return {name, bar, "speed-up over one thread", [=](session& settings) {
+                return settings.once(name, [&] {
+                    cache_data<float> data(1);
+#pragma omp parallel num_threads(2)
+                    pin(omp_get_thread_num());
+                    const auto one = [&](std::int64_t n) {
+                        for (; n > 0; --n) data.run();
+                    };
+                    const auto two = [&](std::int64_t n) {
+                        for (; n > 0; --n) data.run(heed::openmp{2});
+                    };
+                    const auto seconds = alternate(one, two, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
+#pragma omp parallel num_threads(2)
+                    pin(0);
+                    return compared(seconds.first, seconds.second);
+                });
+            }};
+}
+
+// 64 sequences of 1 to 8192 keys, one query each, packed behind one another.
+figure ragged(double bar) {
+    const std::string name = "attention/f32/d128_q1_ragged64";
+    return {name, bar, "of reading keys and values", [=](session& settings) {
+                return settings.once(name, [&] {
+                    std::mt19937 random(54);
+                    std::vector<std::int32_t> queries{0}, keys{0};
+                    for (int i = 0; i < 64; ++i) {
+                        queries.push_back(i + 1);
+                        keys.push_back(keys.back() + 1 + static_cast<std::int32_t>(random() % 8192));
+                    }
+                    const index total = keys.back();
+                    buffer<float> q(64 * width), out(q.size()), k(static_cast<std::size_t>(total * width)), v(k.size());
+                    for (auto* x : {&q, &k, &v}) fill_normal<float>({x->data(), x->size()}, 55);
+                    volatile float seen = 0;
+                    const auto read = [&](std::int64_t n) {
+                        for (; n > 0; --n, clobber_memory()) seen = read_all(k, v);
+                    };
+                    const auto decode = [&](std::int64_t n) {
+                        for (; n > 0; --n)
+                            heed::attention(heed::thd(q.data(), 64, 1, width), heed::thd(k.data(), total, 1, width),
+                                            heed::thd(v.data(), total, 1, width), heed::thd(out.data(), 64, 1, width),
+                                            heed::segments{queries, keys});
+                    };
+                    const auto seconds = alternate(read, decode, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
+                    return compared(seconds.first, seconds.second);
+                });
+            }};
+}
+
+// Eight drafted tokens of eight query heads a key head.
+figure speculative(double bar) {
+    const std::string name = "attention/f32/d128_q8_k4096_g8";
+    return {name, bar, "fraction of FMA peak", [=](session& settings) {
+                return settings.once(name, [&] {
+                    constexpr index keys = 4096;
+                    buffer<float> q(static_cast<std::size_t>(64 * key_heads * width)), out(q.size()),
+                        k(static_cast<std::size_t>(key_heads * keys * width)), v(k.size());
+                    for (auto* x : {&q, &k, &v}) fill_normal<float>({x->data(), x->size()}, 56);
+                    return fraction_of_peak<float>(settings, 4. * 64 * key_heads * keys * width, [&](std::int64_t n) {
+                        for (; n > 0; --n)
+                            heed::attention(heed::bhtd(q.data(), 1, 8 * key_heads, 8, width),
+                                            heed::bhtd(k.data(), 1, key_heads, keys, width),
+                                            heed::bhtd(v.data(), 1, key_heads, keys, width),
+                                            heed::bhtd(out.data(), 1, 8 * key_heads, 8, width), heed::causal);
+                    });
+                });
+            }};
+}
+
+// Prefill from 16-bit rows.
+figure narrow_prefill(double bar) {
+    const std::string name = "attention/bf16/d128_n4096/full";
+    return {name, bar, "of the speed of float rows", [=](session& settings) {
+                return settings.once(name, [&] {
+                    constexpr index n = 4096, heads = 8;
+                    const auto size = static_cast<std::size_t>(heads * n * width);
+                    buffer<float> q(size), k(size), v(size), out(size);
+                    buffer<heed::bfloat16> narrow_q(size), narrow_k(size), narrow_v(size), narrow_out(size);
+                    for (auto* x : {&q, &k, &v}) fill_normal<float>({x->data(), x->size()}, 57);
+                    for (std::size_t i = 0; i < size; ++i) {
+                        narrow_q[i] = heed::bfloat16(q[i]);
+                        narrow_k[i] = heed::bfloat16(k[i]);
+                        narrow_v[i] = heed::bfloat16(v[i]);
+                    }
+                    const auto rows = [&](auto& x) { return heed::bhtd(x.data(), 1, heads, n, width); };
+                    const auto wide = [&](std::int64_t i) {
+                        for (; i > 0; --i) heed::attention(rows(q), rows(k), rows(v), rows(out));
+                    };
+                    const auto narrow = [&](std::int64_t i) {
+                        for (; i > 0; --i) heed::attention(rows(narrow_q), rows(narrow_k), rows(narrow_v), rows(narrow_out));
+                    };
+                    const auto seconds = alternate(wide, narrow, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
+                    return compared(seconds.first, seconds.second);
+                });
+            }};
+}
+
 }  // namespace
 
 std::vector<figure> serving_figures() {
@@ -185,6 +292,10 @@ std::vector<figure> serving_figures() {
         decoding<std::int8_t>(8, 0.35),
         paging(16, 0.95),
         paging(64, 0.98),
+        two_threads(1.8),
+        ragged(0.70),
+        speculative(0.70),
+        narrow_prefill(0.95),
     };
 }
 

@@ -118,6 +118,7 @@ void check_rows(const char* door, const Problem& p) {
 template <class Problem>
 HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     p.sequences.check(door, p.whole);
+    require(p.parts >= 0, door, "split_keys parts", p.parts, "must be at least", 1);
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
     ask::check(p.weight, door, p.whole);
@@ -171,12 +172,14 @@ constexpr const char* slow_because() {
 
 // The problem that a call states, unchecked; `out` and `lse` may be views of const.
 template <class Q, class K, class V, class Out, class... Policies>
-auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const view<Out, 3>& lse, const Policies&... policies) {
+auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const view<computed_with<Out>, 3>& lse,
+           const Policies&... policies) {
     check_policies<Policies...>();
     using source = typename Q::value_type;
     static_assert(std::is_same_v<typename K::value_type, source> && std::is_same_v<typename V::value_type, source> &&
-                      std::is_same_v<std::remove_const_t<Out>, source>,
-                  "heed: query, key, value and out must have one element type");
+                      (std::is_same_v<std::remove_const_t<Out>, source> ||
+                       (std::is_same_v<source, float> && Narrow<std::remove_const_t<Out>> && sizeof(Out) == 2)),
+                  "heed: query, key, value and out must have one element type, where 16-bit types and int8 with scales count as float");
     static_assert(std::is_same_v<source, float> || std::is_same_v<source, double>, "heed: the element type must be float or double");
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;
     auto similarity = one_on<axes::similarity>(dot{}, policies...);
@@ -188,9 +191,21 @@ auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const vi
     const auto given = one_on<axes::scale>(scale{similarity.default_scale(q.shape()[3])}, policies...);
     const auto shape = q.shape();
     return attention_problem<arch_type, Q, K, V, Out, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator),
-                             decltype(weight), decltype(sequences)>{
-        q,    k,    v,           out,    lse,      {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]}, similarity, given.value,
-        mods, mask, accumulator, weight, sequences};
+                             decltype(weight), decltype(sequences)>{q,
+                                                                    k,
+                                                                    v,
+                                                                    out,
+                                                                    lse,
+                                                                    {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]},
+                                                                    similarity,
+                                                                    given.value,
+                                                                    mods,
+                                                                    mask,
+                                                                    accumulator,
+                                                                    weight,
+                                                                    sequences,
+                                                                    one_on<axes::splitting>(split_keys{}, policies...).parts,
+                                                                    count_on<axes::invariance, Policies...> == 1};
 }
 template <class Problem, class... Policies>
 void check_requirement(const char* door) {

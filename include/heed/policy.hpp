@@ -33,6 +33,8 @@ struct sum {};           // is the output overwritten or added to?
 struct executor {};      // on which threads?
 struct memory {};        // where do intermediate results live?
 struct requirement {};   // what must the plan hold?
+struct splitting {};     // in how many parts are the keys taken?
+struct invariance {};    // does a sequence's result depend on the others of its batch?
 struct architecture {};  // for which instruction set?
 }  // namespace axes
 
@@ -60,6 +62,7 @@ consteval void check_policies() {
     static_assert(count_on<axes::executor, Policies...> <= 1, "heed: at most one executor can be given");
     static_assert(count_on<axes::memory, Policies...> <= 1, "heed: at most one workspace can be given");
     static_assert(count_on<axes::requirement, Policies...> <= 1, "heed: at most one requirement can be given");
+    static_assert(count_on<axes::splitting, Policies...> <= 1, "heed: at most one split_keys can be given");
     static_assert(count_on<axes::architecture, Policies...> <= 1, "heed: at most one architecture can be given");
 }
 

@@ -152,7 +152,8 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
                     for (std::size_t d = 0; head.allows(j) && d < sum.size(); ++d)
                         sum[d] += head.weights[j] * head.factor(j) * head.values[j][d];
                 for (index d = 0; d < p.width(); ++d)
-                    p.out(rows.batch, h, rows.query_begin + i, d) = static_cast<T>(sum[static_cast<std::size_t>(d)]);
+                    p.out(rows.batch, h, rows.query_begin + i, d) =
+                        static_cast<typename Problem::out_type>(static_cast<T>(sum[static_cast<std::size_t>(d)]));
                 if (p.lse.data != nullptr) p.lse(rows.batch, h, rows.query_begin + i) = static_cast<T>(lse);
             }
         }

@@ -163,6 +163,29 @@ struct pack {
         return {batch_type(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))))};
     }
 #endif
+    // F elements, again and again; without a shuffle where the processor can.
+    template <int F>
+    HEED_INLINE static pack load_repeated(const T* p) {
+        static_assert(lanes % F == 0);
+        if constexpr (F == lanes) return load(p);
+#if defined(__AVX512F__)
+        if constexpr (lanes * sizeof(T) == 64 && F * sizeof(T) == 8) return {batch_type(cast(_mm512_set1_pd(bits_at<double>(p))))};
+        if constexpr (lanes * sizeof(T) == 64 && F * sizeof(T) == 16)
+            return {batch_type(cast(_mm512_castps_pd(_mm512_broadcast_f32x4(bits_at<__m128>(p)))))};
+        if constexpr (lanes * sizeof(T) == 64 && F * sizeof(T) == 32)
+            return {batch_type(cast(_mm512_broadcast_f64x4(bits_at<__m256d>(p))))};
+#endif
+#if defined(__AVX2__)
+        if constexpr (lanes * sizeof(T) == 32 && F * sizeof(T) == 8) return {batch_type(cast(_mm256_set1_pd(bits_at<double>(p))))};
+        if constexpr (lanes * sizeof(T) == 32 && F * sizeof(T) == 16) {
+            const __m128d half = bits_at<__m128d>(p);
+            return {batch_type(cast(_mm256_insertf128_pd(_mm256_castpd128_pd256(half), half, 1)))};
+        }
+#endif
+        T repeated[lanes];
+        for (int i = 0; i < lanes; ++i) repeated[i] = p[i % F];
+        return load(repeated);
+    }
     HEED_INLINE void store(T* p) const { v.store_unaligned(p); }
 
     HEED_INLINE friend pack operator+(pack a, pack b) { return {a.v + b.v}; }
@@ -277,6 +300,18 @@ struct pack {
 #endif
         return a / b;
     }
+
+private:
+    template <class V>
+    HEED_INLINE static V bits_at(const T* p) {
+        V r;
+        __builtin_memcpy(&r, p, sizeof r);
+        return r;
+    }
+    template <class V>
+    HEED_INLINE static auto cast(V v) {
+        return std::bit_cast<typename batch_type::register_type>(v);
+    }
 };
 
 // One lane at a time in a plain array: any number of lanes on any machine. Tests run the engine on odd widths with it.
@@ -324,6 +359,10 @@ struct pack<T, arch::emulated<N>> {
 
     HEED_INLINE static pack load(const T* p) {
         return made([&](int i) { return p[i]; });
+    }
+    template <int F>
+    HEED_INLINE static pack load_repeated(const T* p) {
+        return made([&](int i) { return p[i % F]; });
     }
     HEED_INLINE void store(T* p) const {
         for (int i = 0; i < N; ++i) p[i] = v[i];

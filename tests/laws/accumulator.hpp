@@ -150,6 +150,25 @@ public:
                     masked_weight_ = masked_weight_ || weight != 0;
             }
     }
+    static constexpr bool takes_keys = requires(lanes_type& l, P (&x)[1]) { l.absorb_keys(x); };
+    // Keys of the first row that are all visible, as many as a vector has lanes.
+    void absorb_keys(const score_row& row, std::size_t begin) {
+        T scores[static_cast<std::size_t>(P::lanes)];
+        const auto weigh = [&] {
+            lanes_.begin_tile();
+            for (std::size_t k = 0; k < P::lanes; ++k) scores[k] = static_cast<T>(row.score[begin + k] * A::unit);
+            P x[1] = {P::load(scores)};
+            lanes_.absorb_keys(x);
+            x[0].store(scores);
+        };
+        weigh();
+        if (lanes_.settle(P::lanes)) {
+            out_[0] *= lanes_.rescale()[0];
+            weigh();
+        }
+        lanes_.commit();
+        for (std::size_t k = 0; k < P::lanes; ++k) out_[0] += scores[k] * static_cast<T>(row.value[begin + k]);
+    }
     // Whether a key that was masked got a weight.
     bool masked_weight() const { return masked_weight_; }
     void merge(const lanes_run& other) {
@@ -161,7 +180,7 @@ public:
     std::vector<T> finish(const A& a, heed::index head) const {
         std::vector<T> r(2 * count);
         T normaliser[count];
-        lanes_.finish(a, head, count, normaliser, r.data() + count);
+        lanes_.finish(a, head, 0, count, normaliser, r.data() + count);
         for (std::size_t i = 0; i < count; ++i) r[i] = normaliser[i] == 0 ? T{0} : out_[i] * normaliser[i];
         return r;
     }
@@ -189,7 +208,7 @@ verdict check_accumulator_lanes(const A& a, heed::index heads) {
             for (std::size_t k = begin; k < end; k += step) r.absorb(rows, k, std::min(k + step, end));
         };
 
-        run whole, left, right, nothing;
+        run whole, left, right, nothing, by_keys;
         absorb(whole, 0, n);
         absorb(left, 0, split);
         absorb(right, split, n);
@@ -197,12 +216,26 @@ verdict check_accumulator_lanes(const A& a, heed::index heads) {
         const auto alone = whole.finish(a, head);
         left.merge(right);
         const auto merged = left.finish(a, head);
+        std::vector<std::vector<T>> single;
+        if constexpr (run::takes_keys) {
+            for (std::size_t k = 0; k < n;) {
+                const std::size_t end = k + P::lanes;
+                if (end <= n && std::count(rows[0].visible.begin() + static_cast<std::ptrdiff_t>(k),
+                                           rows[0].visible.begin() + static_cast<std::ptrdiff_t>(end), 1) == P::lanes)
+                    by_keys.absorb_keys(rows[0], k);
+                else
+                    by_keys.absorb(rows, k, std::min(end, n));
+                k = end;
+            }
+            single.push_back(by_keys.finish(a, head));
+        }
         for (std::size_t i = 0; i < run::count; ++i) {
             const row_result expected = defined(a, head, rows[i], 0, n);
             double largest = 0;
             for (std::size_t k = 0; k < n; ++k)
                 if (rows[i].visible[k] && std::isfinite(rows[i].score[k])) largest = std::max(largest, std::abs(rows[i].score[k]));
-            for (const auto& [got, how] : {std::pair{&alone, "in tiles"}, std::pair{&merged, "merged"}}) {
+            for (const auto& [got, how] : {std::pair{&alone, "in tiles"}, std::pair{&merged, "merged"},
+                                           std::pair{i == 0 && run::takes_keys ? &single[0] : &alone, "by keys"}}) {
                 const T out = (*got)[i], lse = (*got)[run::count + i];
                 const auto fail = [&](const char* what, T x, double y) {
                     return broken(what, " is ", x, " ", how, " and ", y, " by definition (kind ", (trial + static_cast<int>(i)) % 12, ", ",

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <heed/policy.hpp>
+#include <heed/tensor/dtype.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
 
@@ -19,10 +20,10 @@ namespace heed::inline HEED_ISA {
 template <class T>
 struct result {
     view<T, 4> out;
-    view<T, 3> lse;
+    view<computed_with<T>, 3> lse;
 };
 template <class T>
-result(view<T, 4>, view<T, 3>) -> result<T>;
+result(view<T, 4>, view<computed_with<T>, 3>) -> result<T>;
 
 template <class T>
 inline constexpr bool is_result = false;
@@ -34,6 +35,7 @@ inline constexpr bool is_result<result<T>> = true;
 template <class T, class... Parts>
     requires(sizeof...(Parts) > 0 && (is_result<Parts> && ...))
 void merge_states(const result<T>& into, const Parts&... parts) {
+    static_assert(std::is_floating_point_v<T>, "heed: merge_states joins results of float or double");
     constexpr const char* door = "merge_states";
     const auto check = [&](const auto& r) {
         for (int i = 0; i < 4; ++i)

@@ -147,6 +147,22 @@ struct softmax_lanes {
         }
     }
 
+    // The same for the query of lane 0 alone: M vectors of its scores of different keys, to which start is not yet added.
+    template <int M>
+    HEED_INLINE void absorb_keys(P (&x)[M]) {
+        P top(none), sum_of_lanes(0);
+        for (int i = 0; i < M; ++i) {
+            x[i] = x[i] + P(start_[0]);
+            top = max(x[i], top);
+        }
+        exp2_all(x);
+        for (int i = 0; i < M; ++i) sum_of_lanes = sum_of_lanes + x[i];
+        T lanes[P::lanes];
+        top.store(lanes);
+        for (const T t : lanes) tile_top_[0] = t > tile_top_[0] ? t : tile_top_[0];
+        tile_sum_[0] += sum(sum_of_lanes);
+    }
+
     // True if a lane of [0, lanes) left the range; then rescale() holds what the past is multiplied with.
     bool settle(index lanes) {
         const P range(40), low(-40), nothing(none);
@@ -201,8 +217,9 @@ struct softmax_lanes {
         }
     }
 
-    // normaliser[i] is what the unnormalised output is multiplied with; lse, if not null, is in natural units.
-    void finish(const softmax& policy, index head, index count, T* normaliser, T* lse) const {
+    // For lanes [first, first + count), which belong to one head: normaliser[i] is what the unnormalised output is multiplied with; lse, if
+    // not null, is in natural units.
+    void finish(const softmax& policy, index head, index first, index count, T* normaliser, T* lse) const {
         const bool has_sink = !policy.sinks.empty();
         const T logit = has_sink ? static_cast<T>(policy.sinks[static_cast<std::size_t>(head)]) : none;
         // Weight of the largest score, by the same function that made it: where one key has all the weight, lse is its score.
@@ -211,7 +228,7 @@ struct softmax_lanes {
             exp2_all(largest);
             largest[0].store(tile_top_ + at);
         }
-        for (index i = 0; i < count; ++i) {
+        for (index i = first; i < first + count; ++i) {
             const bool seen = top_[i] > none || sum_[i] != sum_[i];
             T total = seen ? sum_[i] : T{0}, shrink = 1, reference = -start_[i];
             if (has_sink) {

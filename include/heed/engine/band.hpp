@@ -7,7 +7,6 @@
 
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
-#include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/score_chain.hpp>
 #include <heed/engine/segment.hpp>
 #include <heed/engine/workspace.hpp>
@@ -15,6 +14,7 @@
 #include <heed/kernel/dual.hpp>
 #include <heed/kernel/feature_panels.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/transpose.hpp>
 
 #include <algorithm>
@@ -221,7 +221,7 @@ public:
     // Takes in `count` keys, whose positions, rows and gradients are in the tile memory.
     template <class Mods, class Weight, class Observers>
     void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, const Observers& observers,
-                row_prefetch<T>& next_keys, row_prefetch<T>& next_values) {
+                row_prefetch& next_keys, row_prefetch& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         bool whole = count % shape::most_rows == 0;
@@ -561,7 +561,7 @@ private:
     const Problem& p_;
     band_memory<T> b_;
     const backward_tile_memory<T>& t_;
-    row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
+    row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     sequence seq_;
     index positions_[width];  // of the queries, in key coordinates
     made_later<typename arranged::look_type> looks_[strips];

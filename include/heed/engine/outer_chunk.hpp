@@ -7,11 +7,11 @@
 #pragma once
 
 #include <heed/concepts.hpp>
-#include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/channel_pairs.hpp>
 #include <heed/kernel/feature_panels.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/transpose.hpp>
 #include <heed/kernel/vexp.hpp>
 
@@ -185,7 +185,7 @@ public:
         });
     }
     HEED_INLINE void step_ahead() {
-        for (row_prefetch<T>& rows : ahead_) rows.step();
+        for (row_prefetch& rows : ahead_) rows.step();
     }
     // Rows of the next chunk, brought near between products; sets of `count` rows of so many features.
     void expect(const T* const* q, const T* const* k, const T* const* v, const T* const* out, int count) {
@@ -442,7 +442,7 @@ private:
     }
 
     const chunk_rows<T>* rows_ = nullptr;
-    row_prefetch<T> ahead_[4];
+    row_prefetch ahead_[4];
     double *logs_, *strengths_ = nullptr;
     index batch_ = 0, head_ = 0;
     int count_ = 0, factors_for_ = 0;

@@ -48,18 +48,18 @@ struct row_order {
     }
 };
 
-// The keys in [begin, end) that queries [q_begin, q_end) may see, run by run.
+// The keys in [begin, end) that queries [q_begin, q_end) of `heads` heads may see, run by run.
 template <class Mask>
 class run_cursor {
 public:
-    run_cursor(const Mask& mask, index batch, index head, index q_begin, index q_end, index begin, index end)
-        : mask_(mask), batch_(batch), head_(head), q_begin_(q_begin), q_end_(q_end), at_(begin), end_(end) {}
+    run_cursor(const Mask& mask, index batch, index head, index heads, index q_begin, index q_end, index begin, index end)
+        : mask_(mask), batch_(batch), head_(head), head_end_(head + heads), q_begin_(q_begin), q_end_(q_end), at_(begin), end_(end) {}
 
     int operator()(index* keys, int most) {
         for (;;) {
             if (at_ >= run_end_) {
                 if (at_ >= end_) return 0;
-                const key_run run = ask::keys(mask_, batch_, head_, q_begin_, q_end_, at_);
+                const key_run run = next_run();
                 at_ = std::max(run.begin, at_);
                 run_end_ = std::min(run.end, end_);
                 if (at_ >= run_end_) {
@@ -69,15 +69,30 @@ public:
             }
             const index first = at_, count = std::min<index>(most, run_end_ - at_);
             at_ += count;
-            if (ask::classify(mask_, batch_, head_, {q_begin_, q_end_, first, at_}) == coverage::empty) continue;
+            if (!any({q_begin_, q_end_, first, at_})) continue;
             std::iota(keys, keys + count, first);
             return static_cast<int>(count);
         }
     }
 
 private:
+    // The first of all heads' runs. Another head's that begins inside goes on in the next.
+    key_run next_run() const {
+        key_run first = ask::keys(mask_, batch_, head_, q_begin_, q_end_, at_);
+        for (index h = head_ + 1; h < head_end_; ++h) {
+            const key_run run = ask::keys(mask_, batch_, h, q_begin_, q_end_, at_);
+            if (first.empty() || (!run.empty() && std::max(run.begin, at_) < std::max(first.begin, at_))) first = run;
+        }
+        return first;
+    }
+    bool any(const score_tile& tile) const {
+        for (index h = head_; h < head_end_; ++h)
+            if (ask::classify(mask_, batch_, h, tile) != coverage::empty) return true;
+        return false;
+    }
+
     const Mask& mask_;
-    index batch_, head_, q_begin_, q_end_, at_, end_, run_end_ = 0;
+    index batch_, head_, head_end_, q_begin_, q_end_, at_, end_, run_end_ = 0;
 };
 
 template <class Mask>
@@ -104,12 +119,14 @@ struct arrangement {
         else
             return row_order{queries, t.block};
     }
-    // Keys in [begin, end) for the queries of a block; the mask outlives what is returned, here and below.
-    static auto visit(const bound_mask& mask, index b, index h, const index* queries, int count, index begin, index end) {
+    // Keys in [begin, end) for the queries of a block, or for the same queries of several heads; the mask outlives what is returned, here
+    // and below.
+    static auto visit(const bound_mask& mask, index b, index h, const index* queries, int count, index begin, index end,
+                      [[maybe_unused]] index heads = 1) {
         if constexpr (ordered)
             return mask.visit(b, h, queries, count, begin, end);
         else
-            return run_cursor<bound_mask>(mask, b, h, queries[0], queries[0] + count, begin, end);
+            return run_cursor<bound_mask>(mask, b, h, heads, queries[0], queries[0] + count, begin, end);
     }
     static auto look(const bound_mask& mask, index b, index h, const index* queries, int count) {
         if constexpr (ordered)

@@ -28,4 +28,17 @@ struct require_fast {
     using axis = axes::requirement;
 };
 
+// Computes the keys of every sequence in so many parts and merges them (flash decoding); without it parts come where there are few queries.
+// At least 1; no part is empty.
+struct split_keys {
+    using axis = axes::splitting;
+    index parts = 0;
+};
+
+// A sequence's result has the same bits whatever else is in its batch. Sequences of fewer than 64 queries always have; with this those
+// of more are cut by their own shape as well, which can leave threads idle or cost workspace.
+struct batch_invariant {
+    using axis = axes::invariance;
+};
+
 }  // namespace heed::inline HEED_ISA

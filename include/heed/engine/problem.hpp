@@ -7,6 +7,7 @@
 #include <heed/tensor/view.hpp>
 
 #include <tuple>
+#include <type_traits>
 
 namespace heed::inline HEED_ISA {
 
@@ -16,6 +17,9 @@ template <class Arch, class Q, class K, class V, class Out, class Sim, class Mod
 struct attention_problem {
     using T = typename Q::value_type;
     using P = pack<T, Arch>;
+    using key_source = K;
+    using value_source = V;
+    using out_type = std::remove_const_t<Out>;
     using similarity_type = Sim;
     using mods_type = Mods;
     using mask_type = Msk;
@@ -26,7 +30,7 @@ struct attention_problem {
     K k;
     V v;
     view<Out, 4> out;
-    view<Out, 3> lse;  // no data: not wanted
+    view<computed_with<Out>, 3> lse;  // no data: not wanted
     extents whole;
     Sim similarity;
     double scale;
@@ -35,6 +39,8 @@ struct attention_problem {
     Acc accumulator;
     Wgt weight;
     Seq sequences;
+    index parts = 0;     // of the keys, as asked for; 0: the engine decides
+    bool alone = false;  // each sequence is computed as if it were the only one
 
     index depth() const { return q.shape()[3]; }
     index width() const { return v.shape()[3]; }

@@ -7,6 +7,7 @@
 #include <heed/concepts.hpp>
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/simd.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -87,28 +88,28 @@ HEED_INLINE void for_steps(tile_segment s, F&& f) {
 }
 
 // Whether rows [begin, begin + count) are free of NaN and infinity, so that a factor 0 removes them.
-template <class P>
-bool all_finite(const typename P::value_type* const* rows, int begin, int count, index features) {
+template <class P, class S>
+bool all_finite(const S* const* rows, int begin, int count, index features) {
     // Four rows at a time, as one sum would wait for its own multiply-add.
     P probe[4] = {P(0), P(0), P(0), P(0)};
     typename P::value_type rest = 0;
     const int end = begin + count;
     for (int i = begin; i < end; i += 4) {
-        const typename P::value_type* row[4];
+        const S* row[4];
         for (int j = 0; j < 4; ++j) row[j] = rows[std::min(i + j, end - 1)];
         index d = 0;
         for (; d + P::lanes <= features; d += P::lanes)
-            for (int j = 0; j < 4; ++j) probe[j] = fma(P::load(row[j] + d), P(0), probe[j]);
+            for (int j = 0; j < 4; ++j) probe[j] = fma(load_as<P>(row[j] + d), P(0), probe[j]);
         for (; d < features; ++d)
-            for (int j = 0; j < 4; ++j) rest += row[j][d] * 0;
+            for (int j = 0; j < 4; ++j) rest += static_cast<typename P::value_type>(row[j][d]) * 0;
     }
     return sum((probe[0] + probe[1]) + (probe[2] + probe[3])) + rest == 0;
 }
 
 // The same about the rows of a tile, asked once for all strips.
 enum class finiteness { unknown, finite, not_finite };
-template <class P>
-bool tile_finite(finiteness& known, const typename P::value_type* const* rows, int count, index features) {
+template <class P, class S>
+bool tile_finite(finiteness& known, const S* const* rows, int count, index features) {
     if (known == finiteness::unknown) known = all_finite<P>(rows, 0, count, features) ? finiteness::finite : finiteness::not_finite;
     return known == finiteness::finite;
 }

@@ -1,15 +1,17 @@
 // A strip: the queries of one register tile, in lanes, against tiles of keys.
 //
 // Q^T, O^T and P^T of a strip are rows of `lanes` scalars; K and V are read in place through row pointers. A tile of scores is made and
-// turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T).
+// turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T). Queries may belong to several heads
+// that share keys; policies are asked head by head. A strip of few queries makes both products another way (engine/few_rows.hpp).
 #pragma once
 
+#include <heed/engine/few_rows.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
-#include <heed/engine/row_prefetch.hpp>
 #include <heed/engine/segment.hpp>
-#include <heed/engine/workspace.hpp>
+#include <heed/engine/strip_memory.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/transpose.hpp>
 
 #include <algorithm>
@@ -18,25 +20,6 @@
 #include <utility>
 
 namespace heed::inline HEED_ISA {
-
-// Arrays of one strip, kept from the first key to the last.
-template <class T>
-struct strip_memory {
-    T *query, *out, *state, *query_position, *query_square;
-};
-// Arrays of one worker, kept for one tile.
-template <class T>
-struct tile_memory {
-    T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch;
-    const T **key_rows, **value_rows, **next_key_rows, **next_value_rows;
-    T** written;
-    index *keys, *next_keys;        // positions
-    index *queries, *next_queries;  // rows of the block
-    const T** next_rows;
-    finiteness* values_finite;
-    index* awaited;  // the unit whose first rows have been prefetched
-    std::uint64_t* bits;
-};
 
 template <class Problem>
 class strip {
@@ -48,93 +31,117 @@ public:
     using arranged = arrangement<typename Problem::mask_type>;
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
+    using tile_type = tile_memory<Problem>;
+    static constexpr bool wide_keys = tile_type::wide_keys, wide_values = tile_type::wide_values;
+    static constexpr bool scaled_keys = tile_type::scaled_keys, scaled_values = tile_type::scaled_values;
     static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;  // of a block
     static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
     // Without score modifications the scores leave the product in the accumulator's units, minus its reference.
     static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
+    // A tile of keys that the only query of a strip sees all of may have keys in lanes.
+    static constexpr bool single = plain && !weighted && row_shape<P>::possible && requires(lanes_type& l, P (&x)[1]) { l.absorb_keys(x); };
+    static constexpr bool narrow_out = tile_type::narrow_out;
 
     static strip_memory<T> take_strip(arena& a, const Problem& p) {
-        return {a.take<T>(p.depth() * lanes), a.take<T>(p.width() * lanes), a.take<T>(lanes_type::state_rows * lanes), a.take<T>(lanes),
-                a.take<T>(lanes)};
+        return {a.take<T>(std::max(p.depth() * lanes, few_rows<P>::elements(p.depth(), P::lanes))), a.take<T>(lanes), a.take<T>(lanes)};
     }
-    static tile_memory<T> take_tile(arena& a, const Problem& p) {
-        return {a.take<T>(tile_keys * lanes),
-                a.take<T>(lanes_type::tile_rows * lanes),
-                a.take<T>((staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes),
-                a.take<T>(tile_keys),
-                a.take<T>(std::max(tile_keys * p.k.scratch_per_row(), lanes * p.q.scratch_per_row())),
-                a.take<T>(tile_keys * p.v.scratch_per_row()),
-                a.take<const T*>(tile_keys),
-                a.take<const T*>(tile_keys),
-                a.take<const T*>(tile_keys),
-                a.take<const T*>(tile_keys),
-                a.take<T*>(lanes),
-                a.take<index>(tile_keys),
-                a.take<index>(tile_keys),
-                a.take<index>(most_strips * lanes),
-                a.take<index>(most_strips * lanes),
-                a.take<const T*>(2 * (most_strips * lanes + tile_keys)),
-                a.take<finiteness>(1),
-                a.take<index>(1),
-                a.take<std::uint64_t>(tile_keys)};
+    // Of one of several strips, or of the only one, for so many queries.
+    static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
+        const bool few = !several && is_few(queries);
+        const index rows = few_rows<P>::elements(p.width(), few ? queries : P::lanes);
+        return {a.take<T>(few ? rows : std::max(p.width() * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
+    }
+    static tile_memory<Problem> take_tile(arena& a, const Problem& p) {
+        return tile_memory<Problem>(a, p, lanes_type::tile_rows * lanes, (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes,
+                                    most_strips * lanes);
     }
 
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
-    int key_steps() const { return (vectors_ + shape::step - 1) / shape::step * static_cast<int>(tile_keys / shape::most_rows); }
-    int value_steps() const {
-        return (vectors_ + shape::step - 1) / shape::step * static_cast<int>(std::max<index>(1, p_.width() / shape::most_rows));
+    index key_steps() const {
+        if (few_) return few_rows<P>::key_steps(count_, tile_keys, p_.depth());
+        return (vectors_ + shape::step - 1) / shape::step * (tile_keys / shape::most_rows);
+    }
+    index value_steps() const {
+        if (few_) return few_rows<P>::value_steps(count_, tile_keys, p_.width());
+        return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
     }
 
-    strip(const Problem& p, const strip_memory<T>& s, const tile_memory<T>& t) : p_(p), s_(s), t_(t), state_(s.state, t.state, lanes) {}
+    strip(const Problem& p, const strip_memory<T>& s, const strip_result<T>& r, const tile_memory<Problem>& t)
+        : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), rows_(s.query, r.out, p.depth(), p.width()) {}
 
-    // Which queries these are: rows of the sequence, whose first one is row `first_row` of the tensors and stands at `offset`.
-    void place(index head, const index* queries, int count, index first_row, index offset) {
-        head_ = head;
-        for (int i = 0; i < count; ++i) positions_[i] = queries[i] + offset;
+    // Whether so many queries alone are a strip with features in lanes.
+    static constexpr bool is_few(index queries) { return queries < row_shape<P>::enough; }
+
+    // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
+    // `first_row` of the tensors and stands at `offset`.
+    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool few) {
         count_ = count;
+        few_ = few;
+        parts_ = 0;
+        for (int i = 0; i < count; ++i) {
+            const index of_head = most_parts == 1 ? head : head + numbers[i] / queries;
+            positions_[i] = (most_parts == 1 ? numbers[i] : numbers[i] % queries) + offset;
+            if (parts_ > 0 && heads_[parts_ - 1].head == of_head)
+                ++heads_[parts_ - 1].count;
+            else
+                heads_[parts_++] = {of_head, i, 1};
+        }
         to_row_ = first_row - offset;
         vectors_ = (count + P::lanes - 1) / P::lanes;
+        for (int v = 0, h = 0; v < vectors_; ++v) {
+            while (heads_[h].lane + heads_[h].count <= v * P::lanes) ++h;
+            part_of_vector_[v] = h;
+        }
     }
 
     // Makes Q^T and empties the state. The mask outlives the keys that follow.
     HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch) {
         const int count = count_;
-        look_.make([&] { return arranged::look(mask, batch, head_, positions_, count); });
-        const index depth = p_.depth();
-        if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
         // The sources read a tile's rows through the pointers that keys use later.
-        arranged::runs(positions_, count, [&](int i, int n) {
-            p_.q.rows(seq.batch, head_, positions_[i] + to_row_, n, t_.key_scratch + i * p_.q.scratch_per_row(), t_.key_rows + i);
+        for_heads([&](int i, const head_part& h) {
+            looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
+            arranged::runs(positions_ + h.lane, h.count, [&](int j, int n) {
+                const int lane = h.lane + j;
+                p_.q.rows(seq.batch, h.head, positions_[lane] + to_row_, n, t_.key_scratch + lane * p_.q.scratch_per_row(),
+                          t_.key_rows + lane);
+            });
         });
+        const index depth = p_.depth();
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
-        transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
+        if (few_) {
+            rows_.begin(t_.key_rows, count, static_cast<T>(unit));
+        } else {
+            if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
+            transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
+        }
         fresh_ = true;
         state_.reset();
         if constexpr (mods > 0)
             for (int i = 0; i < lanes; ++i) s_.query_position[i] = static_cast<T>(positions_[std::min(i, count - 1)]);
-        if constexpr (Problem::similarity_type::uses_squares) {
-            std::fill(s_.query_square, s_.query_square + lanes, T{0});
-            for (index d = 0; d < depth; ++d)
-                for (int i = 0; i < lanes; ++i) s_.query_square[i] += s_.query[d * lanes + i] * s_.query[d * lanes + i];
-        }
+        if constexpr (Problem::similarity_type::uses_squares)
+            for (int i = 0; i < lanes; ++i) {
+                s_.query_square[i] = 0;
+                for (index d = 0; i < count && d < depth; ++d) s_.query_square[i] += t_.key_rows[i][d] * t_.key_rows[i][d];
+            }
         if constexpr (staged_mods > 0 || weighted)
             if (count < lanes) std::fill(t_.staged, t_.staged + (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes, T{0});
     }
 
     // Takes in `count` keys, whose positions and rows are in the tile memory.
     template <class Mods, class Weight>
-    HEED_NOINLINE void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, row_prefetch<T>& next_keys,
-                              row_prefetch<T>& next_values) {
+    HEED_NOINLINE void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, row_prefetch& next_keys,
+                              row_prefetch& next_values) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
-        const coverage seen = arranged::classify(*look_, t_.keys, count);
+        const coverage seen = classify(count);
         if (seen == coverage::empty) return;
         segment_list segments;
-        const int n = cut<P>(seen, count_, count, [&](std::uint64_t* bits) { look_->bits(t_.keys, count, bits); }, t_.bits, segments);
+        const int n = cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
         if (n == 0) return;
-        [[maybe_unused]] const pair_lists tile{positions_, t_.keys, count_, count};
-        stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
+        if constexpr (single)
+            if (few_ && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
+        stage(batch, count, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
             if (!fresh_) rescale(state_.rescale());
@@ -142,13 +149,20 @@ public:
         }
         state_.commit();
         if constexpr (weighted) {
-            arranged::factors(weight, batch, head_, tile, factors(), static_cast<index>(lanes));
+            for_heads([&](int, const head_part& h) {
+                arranged::factors(weight, batch, h.head, tile_of(h, count), factors() + h.lane, static_cast<index>(lanes));
+            });
             for (int i = 0; i < n; ++i) apply_factors(segments[i]);
+        }
+        if (few_) {
+            few_values(segments, n, count);
+            fresh_ = false;
+            return;
         }
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
         if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
-            std::fill(s_.out, s_.out + p_.width() * lanes, T{0});
+            std::fill(out_, out_ + p_.width() * lanes, T{0});
             overwrites = false;
         }
         for (int i = 0; i < n; ++i) {
@@ -164,11 +178,16 @@ public:
         T* mine = t_.weights;
         T* theirs = t_.weights + lanes;
         state_.merge(other.state_, mine, theirs);
+        if (few_) {
+            rows_.reopen(count_);
+            rows_.merge(other.rows_, mine, theirs);
+            return;
+        }
         for (index d = 0; d < p_.width(); ++d)
             for (int i = 0; i < lanes; ++i) {
-                T* o = s_.out + d * lanes + i;
+                T* o = out_ + d * lanes + i;
                 // A part that saw nothing has factor 0, and may hold no number.
-                *o = (mine[i] != 0 ? *o * mine[i] : T{0}) + (theirs[i] != 0 ? other.s_.out[d * lanes + i] * theirs[i] : T{0});
+                *o = (mine[i] != 0 ? *o * mine[i] : T{0}) + (theirs[i] != 0 ? other.out_[d * lanes + i] * theirs[i] : T{0});
             }
     }
 
@@ -176,26 +195,69 @@ public:
     void finish(const sequence& seq) {
         T* normaliser = t_.weights;
         T* lse = p_.lse.data == nullptr ? nullptr : t_.weights + lanes;
-        state_.finish(p_.accumulator, head_, count_, normaliser, lse);
+        for_heads([&](int, const head_part& h) { state_.finish(p_.accumulator, h.head, h.lane, h.count, normaliser, lse); });
         for (int i = count_; i < lanes; ++i) normaliser[i] = 0;
+        for_heads([&](int, const head_part& h) {
+            for (int i = h.lane; i < h.lane + h.count; ++i) {
+                if constexpr (narrow_out)
+                    t_.written[i] = t_.wide_out + i * p_.width();
+                else
+                    t_.written[i] = &p_.out(seq.batch, h.head, positions_[i] + to_row_, 0);
+                if (lse != nullptr) p_.lse(seq.batch, h.head, positions_[i] + to_row_) = lse[i];
+            }
+        });
         const index width = p_.width();
+        if (few_) {
+            for (int i = 0; i < count_; ++i) rows_.write(i, normaliser[i], t_.written[i]);
+            return narrow(seq);
+        }
         for (index at = 0; at < lanes; at += P::lanes) {
             const P by = P::load(normaliser + at);
             for (index d = 0; d < width; ++d) {
-                T* o = s_.out + d * lanes + at;
+                T* o = out_ + d * lanes + at;
                 // 0 times what an invisible row may have left is 0 here.
                 select(by == P(0), P(0), P::load(o) * by).store(o);
             }
         }
-        if (width > 0) {
-            for (int i = 0; i < count_; ++i) t_.written[i] = &p_.out(seq.batch, head_, positions_[i] + to_row_, 0);
-            transpose_into(rows_apart<const T>{s_.out, lanes}, width, count_, rows_at<T>{t_.written}, T{1});
-        }
-        if (lse != nullptr)
-            for (int i = 0; i < count_; ++i) p_.lse(seq.batch, head_, positions_[i] + to_row_) = lse[i];
+        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, T{1});
+        narrow(seq);
     }
 
 private:
+    // Lanes [lane, lane + count) belong to one head.
+    struct head_part {
+        index head;
+        int lane, count;
+    };
+    static constexpr int most_parts = arranged::ordered ? 1 : lanes;
+
+    void narrow([[maybe_unused]] const sequence& seq) {
+        if constexpr (narrow_out)
+            for_heads([&](int, const head_part& h) {
+                for (int i = h.lane; i < h.lane + h.count; ++i)
+                    narrow_row(t_.written[i], &p_.out(seq.batch, h.head, positions_[i] + to_row_, 0), p_.width());
+            });
+    }
+    template <class F>
+    void for_heads(F&& f) {
+        for (int i = 0; i < parts_; ++i) f(i, heads_[i]);
+    }
+    pair_lists tile_of(const head_part& h, int count) const { return {positions_ + h.lane, t_.keys, h.count, count}; }
+    coverage classify(int count) {
+        coverage all = arranged::classify(*looks_[0], t_.keys, count);
+        for (int i = 1; i < parts_ && all != coverage::partial; ++i)
+            if (arranged::classify(*looks_[i], t_.keys, count) != all) all = coverage::partial;
+        return all;
+    }
+    void ask_bits(int count, std::uint64_t* bits) {
+        looks_[0]->bits(t_.keys, count, bits);
+        std::uint64_t* more = t_.bits_of_head;
+        for (int i = 1; i < parts_; ++i) {
+            looks_[i]->bits(t_.keys, count, more);
+            for (int k = 0; k < count; ++k) bits[k] |= more[k] << heads_[i].lane;
+        }
+    }
+
     template <class Mod>
     static constexpr bool is_staged = StagedScoreMod<Mod, T>;
     static constexpr int staged_mods = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -204,13 +266,16 @@ private:
     }(std::make_index_sequence<mods>{});
 
     template <class Mods, std::size_t... I>
-    void stage([[maybe_unused]] index batch, [[maybe_unused]] const pair_lists& tile, [[maybe_unused]] const Mods& mods_of_sequence,
+    void stage([[maybe_unused]] index batch, [[maybe_unused]] int count, [[maybe_unused]] const Mods& mods_of_sequence,
                std::index_sequence<I...>) {
         [[maybe_unused]] T* at = t_.staged;
         (
             [&] {
                 if constexpr (is_staged<std::tuple_element_t<I, Mods>>) {
-                    arranged::stage(std::get<I>(mods_of_sequence), batch, head_, tile, at, static_cast<index>(lanes));
+                    for_heads([&](int, const head_part& h) {
+                        arranged::stage(std::get<I>(mods_of_sequence), batch, h.head, tile_of(h, count), at + h.lane,
+                                        static_cast<index>(lanes));
+                    });
                     at += tile_keys * lanes;
                 }
             }(),
@@ -220,18 +285,30 @@ private:
     template <class Mods>
     void scores(const tile_segment* segments, int n, index batch, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
+        if (few_) few_scores(segments[n - 1].begin + segments[n - 1].count);
         for (int i = 0; i < n; ++i)
             for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
+                const auto go = [&](auto masked) {
+                    constexpr bool Masked = decltype(masked)::value;
+                    if constexpr (N == 1 && row_shape<P>::possible)
+                        if (few_) return weigh_rows<1, Masked, form::few>(s, batch, count, mods_of_sequence);
+                    if constexpr (mods > 0 && most_parts > 1)
+                        if (parts_ > 1) return score_rows<N, Masked, form::several_heads>(s, batch, count, mods_of_sequence);
+                    score_rows<N, Masked, form::one_head>(s, batch, count, mods_of_sequence);
+                };
                 if (s.masked)
-                    score_rows<N, true>(s, batch, count, mods_of_sequence);
+                    go(std::true_type{});
                 else
-                    score_rows<N, false>(s, batch, count, mods_of_sequence);
+                    go(std::false_type{});
             });
     }
 
+    // What the lanes of a strip hold.
+    enum class form { one_head, several_heads, few };
+
     // P^T = weights of K Q^T.
-    template <int N, bool Masked, class Mods>
+    template <int N, bool Masked, form Form, class Mods>
     HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] int count,
                                   [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
@@ -250,12 +327,79 @@ private:
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
-        if constexpr (through_memory) weigh_rows<N, Masked>(s, batch, count, mods_of_sequence);
+        if constexpr (through_memory) weigh_rows<N, Masked, Form>(s, batch, count, mods_of_sequence);
+    }
+
+    // A whole tile for the only query: scores and weights are one row.
+    void absorb_once() {
+        const auto make = [&](const auto* rows, [[maybe_unused]] const T* factor) {
+            state_.begin_tile();
+            rows_.multiply_keys_once(rows, tile_keys, t_.weights, *next_keys_);
+            constexpr int vectors = 4;
+            for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
+                P x[vectors];
+                for (int j = 0; j < vectors; ++j) {
+                    x[j] = P::load(t_.weights + i + j * P::lanes);
+                    if (factor != nullptr) x[j] = x[j] * P::load(factor + i + j * P::lanes);
+                }
+                state_.absorb_keys(x);
+                for (int j = 0; j < vectors; ++j) x[j].store(t_.weights + i + j * P::lanes);
+            }
+        };
+        const auto scores = [&] {
+            if constexpr (!wide_keys)
+                if (*t_.keys_stored) return make(t_.stored_keys, scaled_keys ? t_.key_factor : nullptr);
+            make(t_.key_rows, nullptr);
+        };
+        scores();
+        if (state_.settle(P::lanes)) {
+            if (!fresh_) rescale(state_.rescale());
+            scores();
+        }
+        state_.commit();
+        fresh_ = false;
+        if constexpr (!wide_values)
+            if (*t_.values_stored) {
+                if constexpr (scaled_values)
+                    for (int i = 0; i < tile_keys; i += P::lanes)
+                        (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
+                return rows_.add_values(t_.stored_values, tile_keys, t_.weights, 1, *next_values_);
+            }
+        rows_.add_values(t_.value_rows, tile_keys, t_.weights, 1, *next_values_);
+    }
+
+    // Raw products of all keys before `end`.
+    void few_scores(int end) {
+        if constexpr (!wide_keys)
+            if (*t_.keys_stored) return rows_.multiply_keys(t_.stored_keys, end, t_.few_scratch, t_.weights, lanes, *next_keys_);
+        rows_.multiply_keys(t_.key_rows, end, nullptr, t_.weights, lanes, *next_keys_);
+    }
+    void few_values(const tile_segment* segments, int n, int count) {
+        const auto add = [&](const auto* rows) {
+            for (int i = 0; i < n; ++i) {
+                const tile_segment& s = segments[i];
+                T* weights = t_.weights + s.begin * lanes;
+                if (s.masked && !tile_finite<P>(*t_.values_finite, rows, count, p_.width()))
+                    rows_.add_visible_values(rows + s.begin, s.count, weights, lanes, t_.bits + s.begin);
+                else
+                    rows_.add_values(rows + s.begin, s.count, weights, lanes, *next_values_);
+            }
+        };
+        if constexpr (scaled_values)
+            if (*t_.values_stored)
+                for (int i = 0; i < n; ++i)
+                    for (int k = segments[i].begin; k < segments[i].begin + segments[i].count; ++k) {
+                        T* weights = t_.weights + k * lanes;
+                        (P::load(weights) * P(t_.value_factor[k])).store(weights);
+                    }
+        if constexpr (!wide_values)
+            if (*t_.values_stored) return add(t_.stored_values);
+        add(t_.value_rows);
     }
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
     // loop when masks or score modifications follow it in registers (57 instead of 28 instructions for 16 multiply-adds).
-    template <int N, bool Masked, class Mods>
+    template <int N, bool Masked, form Form, class Mods>
     HEED_NOINLINE void weigh_rows(const tile_segment& s, index batch, int count, const Mods& mods_of_sequence) {
         const index at = static_cast<index>(s.first) * P::lanes;
         constexpr int rows = 2;
@@ -265,8 +409,13 @@ private:
             P x[rows][N];
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
+            if constexpr (Form == form::few && scaled_keys)
+                if (*t_.keys_stored)
+                    for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
             if constexpr (!plain)
-                for (int r = 0; r < rows; ++r) change(x[r], i + r, at, batch, count, mods_of_sequence);
+                for (int r = 0; r < rows; ++r) change<Form>(x[r], i + r, at, batch, count, mods_of_sequence);
+            else if constexpr (Form == form::few)
+                for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] + P::load(state_.start());
             state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j].store(weights + r * lanes + j * P::lanes);
@@ -274,7 +423,7 @@ private:
     }
 
     // Raw products of one key become scores in the accumulator's units.
-    template <int N, class Mods>
+    template <form Form, int N, class Mods>
     HEED_INLINE void change(P (&x)[N], int row, index at, index batch, int count, const Mods& mods_of_sequence) {
         using Sim = typename Problem::similarity_type;
         const P unit(static_cast<T>(Problem::accumulator_type::unit));
@@ -287,9 +436,16 @@ private:
                 s = p_.similarity(s, P::load(s_.query_square + lane), P(t_.key_square[row])) * P(static_cast<T>(p_.scale));
             if constexpr (mods > 0) {
                 const P query = P::load(s_.query_position + lane);
-                const position<P> where{batch, head_, query, k, query - P(static_cast<T>(k))};
-                const T* staged = t_.staged + row * lanes + lane;
-                std::apply([&](const auto&... mod) { ((s = applied(mod, s, where, staged)), ...); }, mods_of_sequence);
+                int h = part_of_vector_[lane / P::lanes];
+                const P raw = s;
+                do {
+                    const position<P> where{batch, heads_[h].head, query, k, query - P(static_cast<T>(k))};
+                    const T* staged = t_.staged + row * lanes + lane;
+                    P changed = raw;
+                    std::apply([&](const auto&... mod) { ((changed = applied(mod, changed, where, staged)), ...); }, mods_of_sequence);
+                    const index first = heads_[h].lane - lane;
+                    s = Form == form::one_head || first <= 0 ? changed : select(P::mask_from_bits(~lane_bits(first)), changed, s);
+                } while (Form != form::one_head && ++h < parts_ && heads_[h].lane < lane + P::lanes);
             }
             x[j] = fma(s, unit, P::load(state_.start() + lane));
         }
@@ -333,7 +489,7 @@ private:
     template <int M, int N>
     HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
         register_tile<M, N, P> tile;
-        T* out = s_.out + d * lanes + at;
+        T* out = out_ + d * lanes + at;
         if (overwrites)
             tile.zero();
         else
@@ -349,7 +505,7 @@ private:
                 const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
                 const P weight = P::load(t_.weights + i * lanes + v * P::lanes);
                 for (index d = 0; d < p_.width(); ++d) {
-                    T* out = s_.out + d * lanes + v * P::lanes;
+                    T* out = out_ + d * lanes + v * P::lanes;
                     const P before = P::load(out);
                     select(visible, fma(P(t_.value_rows[i][d]), weight, before), before).store(out);
                 }
@@ -357,23 +513,29 @@ private:
     }
 
     void rescale(const T* factor) {
+        if (few_) return rows_.scale(factor);
         for (index d = 0; d < p_.width(); ++d)
             for (index at = 0; at < lanes; at += P::lanes) {
-                T* o = s_.out + d * lanes + at;
+                T* o = out_ + d * lanes + at;
                 (P::load(o) * P::load(factor + at)).store(o);
             }
     }
 
     const Problem& p_;
     strip_memory<T> s_;
-    tile_memory<T> t_;
+    T* out_;
+    tile_memory<Problem> t_;
     lanes_type state_;
-    row_prefetch<T>*next_keys_ = nullptr, *next_values_ = nullptr;
-    int count_ = 0, vectors_ = 0;
-    bool fresh_ = false;           // O holds nothing yet
-    index head_ = 0, to_row_ = 0;  // a position plus this is a row of the tensors
-    index positions_[lanes];       // of the queries, in key coordinates
-    made_later<typename arranged::look_type> look_;
+    few_rows<P> rows_;
+    row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
+    int count_ = 0, vectors_ = 0, parts_ = 0;
+    bool few_ = false;    // both products have features in lanes
+    bool fresh_ = false;  // O holds nothing yet
+    index to_row_ = 0;    // a position plus this is a row of the tensors
+    int part_of_vector_[shape::step];
+    index positions_[lanes];  // of the queries, in key coordinates
+    head_part heads_[static_cast<std::size_t>(most_parts)];
+    made_later<typename arranged::look_type> looks_[static_cast<std::size_t>(most_parts)];
 };
 
 }  // namespace heed::inline HEED_ISA

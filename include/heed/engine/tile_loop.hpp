@@ -1,9 +1,10 @@
 // The forward engine: strips of queries by tiles of keys, for any models of the axes.
 //
 // A block is a few strips of one sequence and head that share each tile of keys while it is in the cache. Its queries are neighbours, or
-// what the mask puts together (engine/pairs.hpp); a tile is the next keys that any of them sees. Work is cut at boundaries that depend on
-// shapes and the mask alone (blocks; and fixed parts of the keys, where there are few blocks), and parts are merged in their order: any
-// executor and any number of threads give the same bits.
+// what the mask puts together (engine/pairs.hpp); where queries are few, those of all heads that read the same keys. A tile is the next
+// keys that any of them sees. Work is cut at boundaries that depend on shapes, mask and policies alone, for few queries on those of
+// their own sequence (blocks; and fixed parts of the keys, where there are few blocks), and parts are merged in their order: any executor
+// and any number of threads give the same bits.
 #pragma once
 
 #include <heed/engine/plan.hpp>
@@ -27,7 +28,8 @@ public:
     using arranged = typename strip_type::arranged;
     static constexpr index most_strips = strip_type::most_strips;
     static constexpr index enough_units = 32;  // blocks times heads; with fewer, keys are split too
-    static constexpr index split_keys = 2048;  // keys of a part, at least
+    static constexpr index part_keys = 2048;   // keys of a part, at least
+    static constexpr index few_queries = 64;   // with fewer, heads of a group are taken together, and sequences know nothing of each other
 
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
@@ -35,25 +37,43 @@ public:
             strips += (s.queries + lanes - 1) / lanes;
             most_keys_ = std::max(most_keys_, s.keys);
         });
-        strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
+        all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
         order_.emplace(arranged::order(p.mask, 0, tiles()));
-        if constexpr (arranged::ordered) strips_per_block_ = (order_->most() + lanes - 1) / lanes;
-        for_sequences([&](index, const sequence& s) { blocks_ += order_of(s).blocks(); });
-        units_ = blocks_ * p.whole.heads;
-        if (units_ > 0 && units_ < enough_units) parts_ = std::clamp<index>(most_keys_ / split_keys, 1, enough_units / units_);
-        part_keys_ = std::max<index>(1, (most_keys_ / parts_ + tile_keys) / tile_keys) * tile_keys;
-
+        if constexpr (arranged::ordered) {
+            if (p.alone) {
+                all_strips_per_block_ = most_strips;
+                order_.emplace(arranged::order(p.mask, 0, tiles()));
+            }
+            all_strips_per_block_ = (order_->most() + lanes - 1) / lanes;
+        }
+        for_sequences([&](index number, const sequence& s) {
+            const share w = cut(number, s);
+            all_units_ += w.units();
+        });
+        for_sequences([&](index number, const sequence& s) {
+            const share w = cut(number, s);
+            most_block_ = std::max(most_block_, w.strips);
+            most_parts_ = std::max(most_parts_, w.parts);
+            tasks_ += w.units() * w.parts;
+            units_ += w.units();
+            if (w.parts > 1) kept_bytes_ += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
+        });
         // Below that, K and V of a head stay in the second cache by themselves.
-        prefetches_ = p_.q.scratch_per_row() == 0 && p_.k.scratch_per_row() == 0 && p_.v.scratch_per_row() == 0 &&
-                      most_keys_ * (p_.depth() + p_.width()) * static_cast<index>(sizeof(T)) >= 256 * 1024;
+        using key_type = typename tile_memory<Problem>::key_type;
+        using value_type = typename tile_memory<Problem>::value_type;
+        prefetches_ =
+            p_.q.scratch_per_row() == 0 && reads_rows(p_.k) && reads_rows(p_.v) &&
+            most_keys_ * (p_.depth() * static_cast<index>(sizeof(key_type)) + p_.width() * static_cast<index>(sizeof(value_type))) >=
+                256 * 1024;
 
         arena worker;
         strip_type::take_tile(worker, p_);
-        arena kept;
-        for (index i = 0; i < strips_per_block_; ++i) strip_type::take_strip(kept, p_);
+        arena strip;
+        strip_type::take_strip(strip, p_);
+        strip_type::take_result(strip, p_, true, lanes);
         tile_bytes_ = page_multiple(worker.used());
-        strips_bytes_ = page_multiple(kept.used());
-        list_bytes_ = page_multiple(static_cast<std::size_t>(blocks_) * sizeof(block));
+        strip_bytes_ = page_multiple(strip.used());
+        list_bytes_ = page_multiple(static_cast<std::size_t>(p_.sequences.count(p_.whole)) * sizeof(share));
     }
 
     attention_plan plan(index workers) const {
@@ -61,108 +81,181 @@ public:
         r.isa = arch::traits<typename P::arch_type>::name;
         r.kernel = "tile loop";
         r.query_tile = lanes;
-        r.query_block = strips_per_block_ * lanes;
+        r.query_block = most_block_ * lanes;
         r.key_tile = tile_keys;
         r.tiles = tiles();
-        r.key_splits = parts_;
-        r.tasks = units_ * parts_;
-        const index kept = parts_ > 1 ? units_ * parts_ : workers;
-        r.workspace_bytes = list_bytes_ + tile_bytes_ * static_cast<std::size_t>(workers) + strips_bytes_ * static_cast<std::size_t>(kept) +
-                            arena::alignment;
+        r.key_splits = most_parts_;
+        r.tasks = tasks_;
+        r.workspace_bytes = list_bytes_ +
+                            (tile_bytes_ + strip_bytes_ * static_cast<std::size_t>(most_block_)) * static_cast<std::size_t>(workers) +
+                            kept_bytes_ + arena::alignment;
         return r;
     }
 
     // `memory` holds plan(executor.workers()).workspace_bytes, less what alignment took.
     template <class Executor>
     void run(const Executor& executor, std::byte* memory) {
-        list_ = reinterpret_cast<block*>(memory);
+        list_ = reinterpret_cast<share*>(memory);
         tiles_ = memory + list_bytes_;
         strips_ = tiles_ + tile_bytes_ * static_cast<std::size_t>(executor.workers());
         for (index w = 0; w < executor.workers(); ++w) *tile_of(w).awaited = -1;
-        block* next = list_;
+        index first_task = 0, first_unit = 0;
+        std::byte* kept = strips_ + strip_bytes_ * static_cast<std::size_t>(most_block_ * executor.workers());
         for_sequences([&](index number, const sequence& s) {
-            const index blocks = order_of(s).blocks();
-            for (index b = 0; b < blocks; ++b) *next++ = {number, b};
+            share& w = list_[number] = cut(number, s);
+            w.first_task = first_task;
+            w.first_unit = first_unit;
+            w.kept = kept;
+            first_task += w.units() * w.parts;
+            first_unit += w.units();
+            if (w.parts > 1) kept += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
         });
         // Where later queries see more keys, the long pieces go first.
-        executor.bulk(units_ * parts_, [&](index task, index worker) { work(units_ - 1 - task / parts_, task % parts_, worker); });
-        if (parts_ > 1) executor.bulk(units_, [&](index unit, index worker) { join(unit, worker); });
+        executor.bulk(tasks_, [&](index task, index worker) { work(tasks_ - 1 - task, worker); });
+        if (most_parts_ > 1) executor.bulk(units_, [&](index unit, index worker) { join(unit, worker); });
     }
 
 private:
-    struct block {
-        index sequence, number;
+    // What there is to do for one sequence: units are its blocks times heads, or times groups of heads that are taken together.
+    struct share {
+        index number, together, blocks, heads, strips;  // heads: key heads where they are taken together; strips: of a block
+        index parts, part_keys;
+        std::size_t strip_bytes;  // of the result of a strip, kept where there are several parts
+        index first_task, first_unit;
+        std::byte* kept;
+        index units() const { return blocks * heads; }
     };
     using strip_array = made_later<strip_type>[static_cast<std::size_t>(most_strips)];
 
     static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
+    template <class Source>
+    static bool reads_rows(const Source& source) {
+        if constexpr (stored_rows_of<Source>::widens)
+            return source.gives_stored();
+        else
+            return source.scratch_per_row() == 0;
+    }
     template <class F>
     void for_sequences(F&& f) const {
         const index n = p_.sequences.count(p_.whole);
         for (index s = 0; s < n; ++s) f(s, p_.sequences.at(s, p_.whole));
     }
-    tiling tiles() const { return {lanes, P::lanes, static_cast<int>(strips_per_block_ * lanes)}; }
-    auto order_of(const sequence& s) const {
+    tiling tiles() const { return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes)}; }
+    auto order_of(const share& w, const sequence& s) const {
         if constexpr (arranged::ordered)
             return *order_;
         else
-            return arranged::order(p_.mask, s.queries, tiles());
+            return row_order{s.queries * w.together, static_cast<int>(w.strips * lanes)};
+    }
+    // What is known of it without the others, but for their number where queries are many.
+    share cut(index number, const sequence& s) const {
+        share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 1, 0, 0, 0, 0, nullptr};
+        const bool few = s.queries < few_queries && !arranged::ordered;
+        if (few && p_.group() > 1) {
+            w.together = p_.group();
+            w.heads = p_.whole.key_heads;
+        }
+        if (!arranged::ordered && (few || p_.alone)) {
+            const index strips = (s.queries * w.together + lanes - 1) / lanes;
+            w.strips = std::clamp<index>(few ? strips : strips * w.heads / enough_units, 1, most_strips);
+        }
+        w.blocks = order_of(w, s).blocks();
+        const index units = few || p_.alone ? w.units() : all_units_;
+        index parts = 1;
+        if (p_.parts > 0)
+            parts = p_.parts;
+        else if (units > 0 && units < enough_units)
+            parts = std::clamp<index>(s.keys / part_keys, 1, enough_units / units);
+        const index key_tiles = std::max<index>(1, (s.keys + tile_keys - 1) / tile_keys), part_tiles = (key_tiles + parts - 1) / parts;
+        w.part_keys = part_tiles * tile_keys;
+        w.parts = (key_tiles + part_tiles - 1) / part_tiles;
+        arena result;
+        strip_type::take_result(result, p_, w.blocks * w.strips > 1, s.queries * w.together);
+        w.strip_bytes = result.used();
+        return w;
     }
 
-    // A block of one head, and its strips in memory.
+    // A block of one head, or of some together, and its strips in memory.
     struct place {
-        index number, block, head, count;  // count: strips
+        index number, block, head, together, part, count;  // count: strips
+        index begin, end;                                  // keys
         int queries;
         sequence rows;
         extents shape;
     };
-    place place_of(index unit, index* queries) const {
-        const block& b = list_[unit % blocks_];
-        place at{b.sequence, b.number, unit / blocks_, 0, 0, p_.sequences.at(b.sequence, p_.whole), p_.whole};
+    const share& share_of(index task) const {
+        const index n = p_.sequences.count(p_.whole);
+        return *(std::upper_bound(list_, list_ + n, task, [](index t, const share& w) { return t < w.first_task; }) - 1);
+    }
+    place place_of(const share& w, index unit, index part, index* queries) const {
+        place at{w.number, unit % w.blocks, unit / w.blocks * w.together, w.together, part, 0, 0, 0, 0, p_.sequences.at(w.number, p_.whole),
+                 p_.whole};
         at.shape.batch = p_.sequences.count(p_.whole);
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
-        at.queries = order_of(at.rows).block(b.number, queries);
+        at.queries = order_of(w, at.rows).block(at.block, queries);
         at.count = (at.queries + lanes - 1) / lanes;
+        at.begin = part * w.part_keys;
+        at.end = w.parts > 1 ? std::min(at.rows.keys, at.begin + w.part_keys) : at.rows.keys;
         return at;
     }
-    tile_memory<T> tile_of(index worker) const {
+    // Tasks of a share by its units, parts of one from the last to the first.
+    place place_of(index task, index* queries) const {
+        const share& w = share_of(task);
+        const index local = task - w.first_task;
+        return place_of(w, local / w.parts, w.parts - 1 - local % w.parts, queries);
+    }
+    tile_memory<Problem> tile_of(index worker) const {
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
         return strip_type::take_tile(a, p_);
     }
-    void open(strip_array& strips, const place& at, index slot, const tile_memory<T>& tile) const {
-        arena a(strips_ + strips_bytes_ * static_cast<std::size_t>(slot));
+    static bool is_few(const place& at) { return at.count == 1 && strip_type::is_few(at.queries); }
+    // Strips of a worker; with several parts of the keys their results are kept.
+    void open(strip_array& strips, const share& w, const place& at, index unit, index worker, const tile_memory<Problem>& tile) const {
         for (int i = 0; i < at.count; ++i) {
-            strips[i].make([&] { return strip_type(p_, strip_type::take_strip(a, p_), tile); });
-            strips[i]->place(at.head, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes), at.rows.query_begin,
-                             at.shape.offset());
+            arena own(strips_ + strip_bytes_ * static_cast<std::size_t>(worker * most_block_ + i));
+            arena kept(w.kept + w.strip_bytes * static_cast<std::size_t>((unit * w.parts + at.part) * w.strips + i));
+            strips[i].make([&] {
+                const auto memory = strip_type::take_strip(own, p_);
+                return strip_type(p_, memory, strip_type::take_result(w.parts > 1 ? kept : own, p_, w.blocks * w.strips > 1, at.queries),
+                                  tile);
+            });
+            strips[i]->place(at.head, at.rows.queries, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes),
+                             at.rows.query_begin, at.shape.offset(), is_few(at));
         }
     }
+    auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {
+        if (at.together > 1) {
+            queries[0] = at.shape.offset();
+            return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.rows.queries), at.begin, at.end, at.together);
+        }
+        for (int i = 0; i < at.queries; ++i) queries[i] += at.shape.offset();
+        return arranged::visit(mask, at.number, at.head, queries, at.queries, at.begin, at.end);
+    }
 
-    void work(index unit, index part, index worker) const {
+    void work(index task, index worker) const {
         const auto tile = tile_of(worker);
-        const place at = place_of(unit, tile.queries);
+        const place at = place_of(task, tile.queries);
         if (at.count == 0) return;
         strip_array strips;
-        open(strips, at, parts_ > 1 ? unit * parts_ + part : worker, tile);
+        const share& w = share_of(task);
+        open(strips, w, at, (task - w.first_task) / w.parts, worker, tile);
         const auto mask = ask::bind(p_.mask, at.shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, at.shape)...}; }, p_.mods);
         const auto weight = ask::bind(p_.weight, at.shape);
         const index key_head = at.head / p_.group();
-        int key_steps = 0, value_steps = 0;
+        index key_steps = 0, value_steps = 0;
         for (index i = 0; i < at.count; ++i) {
             key_steps += strips[i]->key_steps();
             value_steps += strips[i]->value_steps();
         }
-        for (int i = 0; i < at.queries; ++i) tile.queries[i] += at.shape.offset();
-        const index begin = part * part_keys_, end = parts_ > 1 ? std::min(at.rows.keys, begin + part_keys_) : at.rows.keys;
-        auto visit = arranged::visit(mask, at.number, at.head, tile.queries, at.queries, begin, end);
+        auto visit = visit_keys(mask, at, tile.queries);
         constexpr int most = static_cast<int>(tile_keys);
         int next = visit(tile.next_keys, most);
         // The first rows come while the queries are transposed.
-        row_prefetch<T> first_keys, first_values;
-        if (prefetches_ && *tile.awaited != unit) ahead(at, key_head, next, 1, 1, tile, first_keys, first_values);
+        row_prefetch first_keys, first_values;
+        if (prefetches_ && *tile.awaited != task) ahead(at, key_head, next, 1, 1, tile, first_keys, first_values);
         first_keys.step();
         first_values.step();
         for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
@@ -172,76 +265,97 @@ private:
             std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
             fetch(at, key_head, count, tile);
             next = visit(tile.next_keys, most);
-            row_prefetch<T> next_keys, next_values;
+            row_prefetch next_keys, next_values;
             if (prefetches_ && next > 0)
                 ahead(at, key_head, next, key_steps, value_steps, tile, next_keys, next_values);
-            else if (prefetches_ && unit > 0 && parts_ == 1)
-                ahead_of_block(at, mask, unit - 1, key_steps, value_steps, tile, next_keys, next_values);
+            else if (prefetches_ && task > 0)
+                ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
             for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
         }
-        if (parts_ > 1) return;
+        if (w.parts > 1) return;
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows);
     }
 
     // Merges the parts of a block in their order.
     void join(index unit, index worker) const {
+        const index n = p_.sequences.count(p_.whole);
+        const share& w = *(std::upper_bound(list_, list_ + n, unit, [](index u, const share& x) { return u < x.first_unit; }) - 1);
+        if (w.parts == 1) return;
         const auto tile = tile_of(worker);
-        const place at = place_of(unit, tile.queries);
+        unit -= w.first_unit;
+        place at = place_of(w, unit, 0, tile.queries);
         strip_array strips, others;
-        open(strips, at, unit * parts_, tile);
-        for (index part = 1; part < parts_; ++part) {
-            open(others, at, unit * parts_ + part, tile);
+        open(strips, w, at, unit, worker, tile);
+        for (at.part = 1; at.part < w.parts; ++at.part) {
+            open(others, w, at, unit, worker, tile);
             for (index i = 0; i < at.count; ++i) strips[i]->merge(*others[i]);
         }
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows);
     }
 
     // Rows of the next tile, to be prefetched.
-    void ahead(const place& at, index key_head, int count, int key_steps, int value_steps, const tile_memory<T>& tile,
-               row_prefetch<T>& keys, row_prefetch<T>& values) const {
-        rows_of(p_.k, at, key_head, tile.next_keys, count, tile.key_scratch, tile.next_key_rows);
-        rows_of(p_.v, at, key_head, tile.next_keys, count, tile.value_scratch, tile.next_value_rows);
+    void ahead(const place& at, index key_head, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile,
+               row_prefetch& keys, row_prefetch& values) const {
+        lying_rows_of(p_.k, at, key_head, tile.next_keys, count, tile.next_key_rows, tile.next_factor);
+        lying_rows_of(p_.v, at, key_head, tile.next_keys, count, tile.next_value_rows, tile.next_factor);
         keys = {tile.next_key_rows, count, p_.depth(), key_steps};
         values = {tile.next_value_rows, count, p_.width(), value_steps};
     }
 
-    // Rows of the block that is likely to be next on this thread, and of its first tile.
-    void ahead_of_block(const place& now, const typename arranged::bound_mask& mask, index unit, int key_steps, int value_steps,
-                        const tile_memory<T>& tile, row_prefetch<T>& keys, row_prefetch<T>& values) const {
-        *tile.awaited = unit;
-        const place at = place_of(unit, tile.next_queries);
-        const index offset = at.shape.offset(), key_head = at.head / p_.group();
-        int count = 0;
-        for (int i = 0; i < at.queries; ++i) tile.next_queries[i] += offset;
-        // The mask at hand is that of sequences of one shape.
-        if (at.queries > 0 && at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
-            count = arranged::visit(mask, at.number, at.head, tile.next_queries, at.queries, 0, at.rows.keys)(tile.next_keys, tile_keys);
-        const T** rows = tile.next_rows;
-        const T** others = rows + count + at.queries;
-        rows_of(p_.k, at, key_head, tile.next_keys, count, tile.key_scratch, rows);
-        rows_of(p_.v, at, key_head, tile.next_keys, count, tile.value_scratch, others);
+    // Rows of the task that is likely to be next on this thread, and of its first tile.
+    void ahead_of_task(const place& now, const typename arranged::bound_mask& mask, index task, index key_steps, index value_steps,
+                       const tile_memory<Problem>& tile, row_prefetch& keys, row_prefetch& values) const {
+        *tile.awaited = task;
+        const place at = place_of(task, tile.next_queries);
+        if (at.queries == 0) return;
+        const T** query_rows = tile.next_rows;
+        const T** out_rows = query_rows + most_block_ * lanes;
         for (int i = 0; i < at.queries; ++i) {
-            const index row = at.rows.query_begin + tile.next_queries[i] - offset;
-            p_.q.rows(at.rows.batch, at.head, row, 1, tile.key_scratch, rows + count + i);
-            others[count + i] = &p_.out(at.rows.batch, at.head, row, 0);
+            const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
+            const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
+            p_.q.rows(at.rows.batch, head, row, 1, tile.key_scratch, query_rows + i);
+            if constexpr (!strip_type::narrow_out) out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
         }
-        keys = {rows, count + at.queries, p_.depth(), key_steps};
-        values = {others, count + at.queries, p_.width(), value_steps};
+        int count = 0;
+        // The mask at hand is that of sequences of one shape.
+        if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
+            count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
+        ahead(at, at.head / p_.group(), count, key_steps, value_steps, tile, keys, values);
+        keys.and_then(query_rows, at.queries, p_.depth(), key_steps);
+        if constexpr (!strip_type::narrow_out) values.and_then(out_rows, at.queries, p_.width(), value_steps);
     }
 
-    // Row pointers of a tile of keys; rows up to the next full register tile repeat the last one.
-    void fetch(const place& at, index key_head, int count, const tile_memory<T>& tile) const {
-        rows_of(p_.k, at, key_head, tile.keys, count, tile.key_scratch, tile.key_rows);
-        rows_of(p_.v, at, key_head, tile.keys, count, tile.value_scratch, tile.value_rows);
+    // Row pointers of a tile of keys; those up to the next full register tile repeat the last one.
+    void fetch(const place& at, index key_head, int count, const tile_memory<Problem>& tile) const {
         *tile.values_finite = finiteness::unknown;
-        constexpr int most = tile_shape<P>::most_rows;
-        for (int i = count; i < (count + most - 1) / most * most; ++i) tile.key_rows[i] = tile.key_rows[count - 1];
-        if constexpr (Problem::similarity_type::uses_squares)
+        const auto take = [&](const auto& source, auto** stored, T* factor, const T** wide, T* scratch, bool& as_stored) {
+            using Source = std::remove_cvref_t<decltype(source)>;
+            as_stored = false;
+            if constexpr (stored_rows_of<Source>::widens) as_stored = is_few(at) && !squares && source.gives_stored();
+            if (as_stored)
+                lying_rows_of(source, at, key_head, tile.keys, count, stored, factor);
+            else
+                rows_of(source, at, key_head, tile.keys, count, scratch, wide);
+            const int most = is_few(at) ? 16 : tile_shape<P>::most_rows;
+            for (int i = count; i < (count + most - 1) / most * most; ++i) {
+                if (as_stored) {
+                    stored[i] = stored[count - 1];
+                    if constexpr (stored_rows_of<Source>::scaled) factor[i] = factor[count - 1];
+                } else {
+                    wide[i] = wide[count - 1];
+                }
+            }
+        };
+        take(p_.k, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch, *tile.keys_stored);
+        take(p_.v, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch, *tile.values_stored);
+        if constexpr (squares) {
+            constexpr int most = tile_shape<P>::most_rows;
             for (int i = 0; i < (count + most - 1) / most * most; ++i) {
                 T square = 0;
                 for (index d = 0; d < p_.depth(); ++d) square += tile.key_rows[i][d] * tile.key_rows[i][d];
                 tile.key_square[i] = square;
             }
+        }
     }
 
     template <class Source>
@@ -250,13 +364,26 @@ private:
             source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
         });
     }
+    // Rows as they are stored; only of sources that read rows in place.
+    template <class Source, class S>
+    static void lying_rows_of(const Source& source, const place& at, index head, const index* keys, int count, const S** out,
+                              [[maybe_unused]] T* factor) {
+        arranged::runs(keys, count, [&](int i, int n) {
+            if constexpr (stored_rows_of<Source>::widens)
+                source.stored_rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, out + i, factor + i);
+            else
+                source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, nullptr, out + i);
+        });
+    }
+    static constexpr bool squares = Problem::similarity_type::uses_squares;
 
     const Problem& p_;
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
-    index strips_per_block_ = 1, blocks_ = 0, units_ = 0, parts_ = 1, most_keys_ = 0, part_keys_ = tile_keys;
+    index all_strips_per_block_ = 1, all_units_ = 0;
+    index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
     bool prefetches_ = false;
-    std::size_t list_bytes_ = 0, tile_bytes_ = 0, strips_bytes_ = 0;
-    block* list_ = nullptr;
+    std::size_t list_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
+    share* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;
 };
 

@@ -182,7 +182,7 @@ private:
                 next = visit(tile.next_keys, most);
                 clear_up_to(tile.keys[tile_count - 1] + 1);
                 fetch(rows, key_head, tile_count, tile);
-                row_prefetch<T> next_keys, next_values;
+                row_prefetch next_keys, next_values;
                 if (prefetches_ && next > 0)
                     ahead(rows, key_head, next, steps, tile, next_keys, next_values);
                 else if (prefetches_ && n + 1 < last)
@@ -242,7 +242,7 @@ private:
     }
     // Rows of the next tile and of its gradients, to be prefetched.
     HEED_NOINLINE void ahead(const sequence& rows, index key_head, int count, int steps, const backward_tile_memory<T>& tile,
-                             row_prefetch<T>& keys, row_prefetch<T>& values) const {
+                             row_prefetch& keys, row_prefetch& values) const {
         const T** at = tile.next_rows;
         rows_of(p_.k, rows, key_head, tile.next_keys, count, tile.key_scratch, at);
         rows_of(p_.v, rows, key_head, tile.next_keys, count, tile.value_scratch, at + 2 * tile_keys);
@@ -256,7 +256,7 @@ private:
     }
     // Rows of the next block.
     HEED_NOINLINE void ahead_of_block(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
-                                      row_prefetch<T>& keys, row_prefetch<T>& values) const {
+                                      row_prefetch& keys, row_prefetch& values) const {
         const T** at = tile.next_rows;
         for (int i = 0; i < count; ++i) {
             const index row = rows.query_begin + tile.next_queries[i];

@@ -51,6 +51,10 @@ struct float16 {
 template <class T>
 concept Narrow = std::is_same_v<T, bfloat16> || std::is_same_v<T, float16> || std::is_same_v<T, std::int8_t>;
 
+// What is computed with in place of T; const stays.
+template <class T>
+using computed_with = std::conditional_t<Narrow<std::remove_const_t<T>>, std::conditional_t<std::is_const_v<T>, const float, float>, T>;
+
 // The same memory as bfloat16 or float16: stored_as<heed::bfloat16>(heed::bhtd(eigen_bfloat16_pointer, ...)).
 template <class To, class From, int Rank>
 auto stored_as(const view<From, Rank>& v) {

@@ -3,7 +3,9 @@
 // RowSource: `void rows(sequence, head, first, count, scratch, const T** out)` sets out[i] to row first + i of the sequence; a source
 // whose storage is of another type converts into `scratch` (scratch_per_row elements a row) and points there. Engines read through
 // the pointers and know no layout. Optional: each_view(f) calls f with every view that is read, for the doors to check;
-// check_rows(door, name, sequence, first, count) refuses rows that do not exist, where not all of the shape do.
+// check_rows(door, name, sequence, first, count) refuses rows that do not exist, where not all of the shape do;
+// `stored` with `void stored_rows(sequence, head, first, count, const stored** out, value_type* factor)` and bool gives_stored() gives rows
+// as they lie, for kernels that widen them in registers: a row is factor[i] times out[i], and with `scaled` = false, out[i] itself.
 #pragma once
 
 #include <heed/tensor/segments.hpp>
@@ -20,6 +22,19 @@ concept RowSource = requires(const S& s, index i, typename S::value_type* scratc
     s.rows(i, i, i, i, scratch, out);
     { s.scratch_per_row() } -> std::same_as<index>;
     { s.shape() } -> std::convertible_to<std::array<index, 4>>;  // batch, heads, rows, features
+};
+
+// How the rows of a source are stored: as what they are, where it does not say otherwise.
+template <class S>
+struct stored_rows_of {
+    using type = typename S::value_type;
+    static constexpr bool widens = false, scaled = false;
+};
+template <class S>
+    requires requires { typename S::stored; }
+struct stored_rows_of<S> {
+    using type = typename S::stored;
+    static constexpr bool widens = true, scaled = S::scaled;
 };
 
 // Rows of a strided view, read in place.

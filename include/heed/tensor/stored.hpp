@@ -4,11 +4,11 @@
 // fourth dimension scale(b, h, t, block) x, where the features are cut into as many equal blocks; extents of 1 broadcast.
 #pragma once
 
-#include <heed/simd.hpp>
 #include <heed/tensor/dtype.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/paged.hpp>
 #include <heed/tensor/source.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <array>
@@ -17,26 +17,12 @@
 
 namespace heed::inline HEED_ISA {
 
-template <Narrow S, class P = pack<float>>
-HEED_NOINLINE void widen_row(const S* from, float* to, index count) {
-    index i = 0;
-    const auto by_vectors = [&](auto&& load) {
-        for (; i + P::lanes <= count; i += P::lanes) load(from + i).store(to + i);
-    };
-    if constexpr (std::is_same_v<S, bfloat16>)
-        by_vectors([](const S* p) { return P::load_bfloat16(&p->bits); });
-    else if constexpr (std::is_same_v<S, float16> && requires(const std::uint16_t* p) { P::load_float16(p); })
-        by_vectors([](const S* p) { return P::load_float16(&p->bits); });
-    else if constexpr (std::is_same_v<S, std::int8_t> && requires(const std::int8_t* p) { P::load_int8(p); })
-        by_vectors([](const S* p) { return P::load_int8(p); });
-    for (; i < count; ++i) to[i] = from[i];
-}
-
 // Rows of a source of pointers to a 16-bit type, which only this one reads.
 template <class Rows>
 struct widened_rows {
     using value_type = float;
     using stored = typename Rows::value_type;
+    static constexpr bool scaled = false;
     static_assert(!std::is_same_v<stored, std::int8_t>, "heed: rows of int8 need scales: quantized{rows, scale}");
     Rows source;
 
@@ -53,6 +39,10 @@ struct widened_rows {
         requires requires { source.check_rows(door, name, batch, first, count); }
     {
         source.check_rows(door, name, batch, first, count);
+    }
+    bool gives_stored() const { return true; }
+    void stored_rows(index batch, index head, index first, index count, const stored** out, float*) const {
+        source.rows(batch, head, first, count, nullptr, out);
     }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, float* scratch, const float** out) const {
         const index features = shape()[3];
@@ -77,6 +67,8 @@ auto row_source(const paged<T, Table>& p) {
 
 struct quantized {
     using value_type = float;
+    using stored = std::int8_t;
+    static constexpr bool scaled = true;
     view<const std::int8_t, 4> source;
     view<const float, 4> scale;  // (batch, head, token, block of features)
 
@@ -99,16 +91,29 @@ struct quantized {
         require(scale.extent(3) >= 1 && source.extent(3) % scale.extent(3) == 0, door, name, "features", source.extent(3),
                 "must be a multiple of the blocks of its scale", scale.extent(3));
     }
+    // Where a row has one scale.
+    bool gives_stored() const { return scale.extent(3) == 1; }
+    HEED_NOINLINE void stored_rows(index batch, index head, index first, index count, const stored** out, float* factor) const {
+        for (index i = 0; i < count; ++i) {
+            out[i] = &source(batch, head, first + i, 0);
+            factor[i] = scale_at(batch, head, first + i)[0];
+        }
+    }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, float* scratch, const float** out) const {
         const index features = source.extent(3), blocks = scale.extent(3), block = features / blocks;
-        const auto at = [&](int axis, index i) { return scale.extent(axis) == 1 ? 0 : i; };
         for (index i = 0; i < count; ++i, scratch += features) {
             widen_row(&source(batch, head, first + i, 0), scratch, features);
-            const float* by = &scale(at(0, batch), at(1, head), at(2, first + i), 0);
+            const float* by = scale_at(batch, head, first + i);
             for (index j = 0; j < blocks; ++j)
                 for (index d = j * block; d < (j + 1) * block; ++d) scratch[d] *= by[j * scale.stride(3)];
             out[i] = scratch;
         }
+    }
+
+private:
+    const float* scale_at(index batch, index head, index token) const {
+        const auto at = [&](int axis, index i) { return scale.extent(axis) == 1 ? 0 : i; };
+        return &scale(at(0, batch), at(1, head), at(2, token), 0);
     }
 };
 

@@ -1,0 +1,60 @@
+// row_prefetch: rows that are wanted soon, brought into the second cache a few lines at a time between products.
+//
+// A call inside a loop of products would save all its accumulators, so everything is inline. Many at once would fill the buffers that loads
+// need as well: of the read bandwidth, decoding kept 0.65 with 64 lines at a time and 0.92 with 1 to 4 (Granite Rapids).
+#pragma once
+
+#include <heed/config.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+
+namespace heed::inline HEED_ISA {
+
+class row_prefetch {
+public:
+    row_prefetch() = default;
+    // `rows`: an array of `count` pointers. `steps`: how many calls of step at least there will be.
+    template <class S>
+    row_prefetch(const S* const* rows, int count, index features, index steps)
+        : rows_(reinterpret_cast<const char*>(rows)),
+          left_(count),
+          bytes_(features * static_cast<index>(sizeof(S))),
+          lines_per_step_(static_cast<int>((count * ((bytes_ + 63) / 64) + steps - 1) / steps)) {}
+    // Other rows behind them.
+    template <class S>
+    void and_then(const S* const* rows, int count, index features, index steps) {
+        row_prefetch more(rows, count, features, steps);
+        more_rows_ = more.rows_;
+        more_left_ = count;
+        more_bytes_ = more.bytes_;
+        lines_per_step_ += more.lines_per_step_;
+    }
+    HEED_INLINE void step() {
+        const char *at = at_, *end = end_;
+        for (int i = lines_per_step_; i > 0; --i, at += 64) {
+            if (at >= end) {
+                if (left_ == 0) {
+                    if (more_left_ == 0) break;
+                    rows_ = more_rows_;
+                    left_ = more_left_;
+                    bytes_ = more_bytes_;
+                    more_left_ = 0;
+                }
+                __builtin_memcpy(&at, rows_, sizeof at);
+                end = at + bytes_;
+                rows_ += sizeof at;
+                --left_;
+            }
+            prefetch(at);
+        }
+        at_ = at;
+        end_ = end;
+    }
+
+private:
+    const char *rows_ = nullptr, *at_ = nullptr, *end_ = nullptr, *more_rows_ = nullptr;
+    int left_ = 0, more_left_ = 0;
+    index bytes_ = 0, more_bytes_ = 0;
+    int lines_per_step_ = 0;
+};
+
+}  // namespace heed::inline HEED_ISA
