@@ -6,13 +6,13 @@
 #include <heed/interop/eigen.hpp>
 
 #include "minilm/unicode.hpp"
+#include "utf8.hpp"
 
 #include <CLI/CLI.hpp>
 #include <Eigen/Dense>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -133,32 +133,6 @@ bool in(std::span<const minilm::range> table, char32_t c) {
     return next != table.begin() && c <= std::prev(next)->last;
 }
 
-// Removes the first code point and returns it; a byte that begins no valid UTF-8 sequence becomes U+FFFD.
-char32_t take_code_point(std::string_view& text) {
-    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-    const unsigned lead = byte(0);
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
-    char32_t c = length == 1 ? lead : lead & (0x7Fu >> length);
-    bool valid = length != 0 && length <= text.size();
-    for (std::size_t i = 1; valid && i < length; ++i) {
-        valid = byte(i) >> 6 == 2;
-        c = c << 6 | (byte(i) & 0x3F);
-    }
-    constexpr std::array<char32_t, 5> smallest{0, 0, 0x80, 0x800, 0x10000};
-    valid = valid && c >= smallest[length] && c <= 0x10FFFF && (c < 0xD800 || c > 0xDFFF);
-    text.remove_prefix(valid ? length : 1);
-    return valid ? c : U'\uFFFD';
-}
-
-void append_utf8(std::string& text, char32_t c) {
-    const auto put = [&](char32_t byte) { text += static_cast<char>(byte); };
-    const auto put_tail = [&](int shift) { put(0x80 | (c >> shift & 0x3F)); };
-    if (c < 0x80) return put(c);
-    if (c < 0x800) return put(0xC0 | c >> 6), put_tail(0);
-    if (c < 0x10000) return put(0xE0 | c >> 12), put_tail(6), put_tail(0);
-    put(0xF0 | c >> 18), put_tail(12), put_tail(6), put_tail(0);
-}
-
 // Lower case without accents, as the original does it for single code points; the rare reordering of combining marks that
 // are not dropped is left out, because no word with them is in the vocabulary.
 class folder {
@@ -193,14 +167,14 @@ std::vector<word> split_words(std::string_view text) {
     std::vector<word> words;
     bool is_open = false;
     while (!text.empty()) {
-        const char32_t raw = take_code_point(text);
+        const char32_t raw = utf8::take_code_point(text);
         if (in(minilm::dropped, raw)) continue;
         for (const char32_t c : fold(raw)) {
             const bool is_alone = in(minilm::chinese, raw) || in(minilm::punctuation, c);
             if (c != U' ' && (is_alone || !is_open)) words.emplace_back();
             is_open = c != U' ' && !is_alone;
             if (c == U' ') continue;
-            append_utf8(words.back().text, c);
+            utf8::append(words.back().text, c);
             ++words.back().length;
         }
     }
@@ -429,8 +403,8 @@ private:
 std::string shortened(std::string_view text, int width) {
     std::string result;
     for (int i = 0; i < width && !text.empty(); ++i) {
-        const char32_t c = take_code_point(text);
-        append_utf8(result, c < U' ' || c == 0x7F ? U' ' : c);
+        const char32_t c = utf8::take_code_point(text);
+        utf8::append(result, c < U' ' || c == 0x7F ? U' ' : c);
     }
     return text.empty() ? result : result + "…";
 }

