@@ -108,7 +108,7 @@ TEST_CASE("a call with a workspace asks for no memory, and one without asks once
     }
     // The counter counts.
     CHECK(allocations([] { ::operator delete(::operator new(1)); }) == 1);
-    CHECK(allocations([] { ::operator delete (::operator new (64, std::align_val_t{64}), std::align_val_t{64}); }) == 1);
+    CHECK(allocations([] { ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64}); }) == 1);
 }
 
 TEST_CASE("a workspace may lie anywhere, and one that is too small is refused") {

@@ -12,6 +12,13 @@ TEST_CASE("the delta rule agrees with the reference") {
         call([](auto& g) { return with_gradient(heed::delta{g.by_token(g.beta)}, {g.by_token(g.d_beta)}); });
     });
 }
+// With keys of one feature a token leaves 1 - beta of the state, and a chunk sums before that cancels.
+TEST_CASE("the delta rule with keys of few features agrees with the reference") {
+    fuzz_recurrence<float>("delta, few features", 300, [](random_source& r, recurrent_shape& s, auto&& call) {
+        s.depth = r.between(1, 2);
+        call([](auto& g) { return with_gradient(heed::delta{g.by_token(g.beta)}, {g.by_token(g.d_beta)}); });
+    });
+}
 TEST_CASE("the delta rule with decays agrees with the reference") {
     fuzz_recurrence<float>("gated delta", 300, [](random_source&, const recurrent_shape&, auto&& call) {
         call([](auto& g) {

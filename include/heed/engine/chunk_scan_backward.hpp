@@ -99,7 +99,7 @@ private:
                 out = memory.take<T>((step.capacity + 8) * step.out_stride);
                 d_row = memory.take<T>((step.capacity + 8) * step.out_stride);
                 d_sums = memory.take<T>((step.capacity + 1) * step.out_stride);
-                all_sums = memory.take<T>((step.capacity + 1) * step.out_stride);
+                kept_sums = memory.take<T>(step.capacity * step.out_stride);
             }
             bytes = memory.used();
         }
@@ -107,7 +107,7 @@ private:
         Chunk step;
         index size, row_stride;
         T *states, *state, *d_state, *d_after, *dq, *dk, *dv, *sums;
-        T *out = nullptr, *d_row = nullptr, *d_sums = nullptr, *all_sums = nullptr;
+        T *out = nullptr, *d_row = nullptr, *d_sums = nullptr, *kept_sums = nullptr;
         double *d_decay = nullptr, *d_strength = nullptr;
         std::size_t bytes;
         chunk_rows<T> loaded;
@@ -316,7 +316,10 @@ private:
         d.step.state_row(before, p_.d_k() - 1, d.sums);
         for (int a = 0; a < count; ++a) {
             const T decay = d.step.decay_of(a);
-            for (index e = 0; e <= width; ++e) d.all_sums[a * stride + e] = d.sums[e] = d.sums[e] * decay + d.loaded.v[a][e];
+            for (index e = 0; e <= width; ++e) {
+                const T kept = d.kept_sums[a * stride + e] = d.sums[e] * decay;
+                d.sums[e] = kept + d.loaded.v[a][e];
+            }
             p_.normaliser.back(d.out + a * stride, d.sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
         }
         for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;
@@ -333,7 +336,7 @@ private:
             for (index e = 0; e <= width; ++e) {
                 rest[e] += d.d_sums[a * stride + e];
                 d.dv[a * stride + e] += rest[e];
-                of_decay += static_cast<double>(rest[e]) * static_cast<double>(d.all_sums[a * stride + e] - d.loaded.v[a][e]);
+                of_decay += static_cast<double>(rest[e]) * static_cast<double>(d.kept_sums[a * stride + e]);
                 rest[e] *= decay;
             }
             if (learns_decay()) d.d_decay[a] += of_decay;
@@ -371,7 +374,7 @@ private:
             d.step.write(state, state);
         });
         if constexpr (normalised) {
-            d.step.state_row(state, p_.d_k() - 1, d.all_sums);
+            d.step.state_row(state, p_.d_k() - 1, d.sums);
             std::fill_n(d.d_sums + d.step.capacity * d.step.out_stride, d.step.out_stride, T{0});
         }
         each([&](index first, int count) {
@@ -383,7 +386,7 @@ private:
                 point_out(d);
                 d.step.template read<false>(state, d.to);
                 for (int a = 0; a < count; ++a) {
-                    p_.normaliser.back(d.out + a * stride, d.all_sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
+                    p_.normaliser.back(d.out + a * stride, d.sums, width, d.d_out[a], d.d_row + a * stride, d.d_sums + a * stride);
                     for (index e = 0; e <= width; ++e) total[e] += d.d_sums[a * stride + e];
                 }
                 for (int i = 0; i < count + 8; ++i) d.d_out[i] = d.d_row + std::min(i, count - 1) * stride;

@@ -73,6 +73,7 @@ public:
         writers = memory.take<T>(capacity * row_stride);
         logs_ = memory.take<double>(capacity * (channelwise ? depth : 1) + 1);
         if constexpr (by_token) {
+            since_ = memory.take<double>(capacity);
             factors = memory.take<T>(capacity * score_stride);
             gamma = memory.take<T>(capacity);
             kappa = memory.take<T>(capacity);
@@ -346,19 +347,22 @@ private:
     void decay_factors(index first) {
         if (rule_constant<Rule>() && factors_for_ == count_) return;
         factors_for_ = count_;
-        double* g = logs_;
+        double *g = logs_, *since = since_;
         ask(first, 1, g, [&](index row, index n, double* to) { rule_.decay(batch_, head_, row, n, to); });
-        // From here on sums: the decay from the chunk's start to the end of token a. Below -1e4 there is nothing left in any type.
+        // since[b]: from the end of token b to that of token a. The difference of two sums from the chunk's start would have the error of
+        // the larger. Below -1e4 there is nothing left in any type.
         double sum = 0;
-        for (int a = 0; a < count_; ++a) g[a] = sum += g[a] < -1e4 ? -1e4 : g[a];
-        total = static_cast<T>(std::exp(sum));
         for (int a = 0; a < count_; ++a) {
-            gamma[a] = static_cast<T>(std::exp(g[a]));
-            kappa[a] = static_cast<T>(std::exp(sum - g[a]));
+            const double log = g[a] < -1e4 ? -1e4 : g[a];
+            gamma[a] = static_cast<T>(std::exp(sum += log));
             T* row = factors + a * score_stride;
-            for (int b = 0; b <= a; ++b) row[b] = static_cast<T>(g[a] - g[b]);
+            for (int b = 0; b < a; ++b) row[b] = static_cast<T>(since[b] += log);
+            row[a] = 0;
+            since[a] = 0;
             for (int b = 0; b <= a; b += P::lanes) exp(P::load(row + b)).store(row + b);
         }
+        total = static_cast<T>(std::exp(sum));
+        for (int b = 0; b < count_; ++b) kappa[b] = static_cast<T>(std::exp(since[b]));
     }
     void channel_factors(index first) {
         double* g = logs_;
@@ -443,7 +447,7 @@ private:
 
     const chunk_rows<T>* rows_ = nullptr;
     row_prefetch ahead_[4];
-    double *logs_, *strengths_ = nullptr;
+    double *logs_, *since_ = nullptr, *strengths_ = nullptr;
     index batch_ = 0, head_ = 0;
     int count_ = 0, factors_for_ = 0;
 };

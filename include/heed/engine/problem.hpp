@@ -3,6 +3,7 @@
 
 #include <heed/concepts.hpp>
 #include <heed/simd.hpp>
+#include <heed/tensor/dtype.hpp>
 #include <heed/tensor/source.hpp>
 #include <heed/tensor/view.hpp>
 

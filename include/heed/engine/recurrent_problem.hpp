@@ -50,7 +50,7 @@ struct recurrent_problem {
     // Tokens of a chunk. What the delta rule writes cancels once there are more tokens than features, and a chunk sums before it
     // cancels: chunks far longer than d_k would lose digits that token by token are kept.
     index chunk_tokens(bool corrects) const {
-        const index most = corrects ? std::max<index>(8, 2 * d_k()) : chunk;
+        const index most = corrects ? 2 * d_k() : chunk;
         return std::max<index>(1, std::min({chunk, most, tokens()}));
     }
     index row(index t) const { return order.empty() ? t : order[static_cast<std::size_t>(t)]; }
