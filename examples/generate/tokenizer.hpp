@@ -127,7 +127,7 @@ public:
             for (const int id : special_) {
                 const std::string& name = tokens_[static_cast<std::size_t>(id)];
                 const std::size_t at = text.find(name);
-                if (at < begin || (at == begin && name.size() > length)) begin = at, length = name.size(), found = id;
+                if (at < begin) begin = at, length = name.size(), found = id;
             }
             for (const auto& word : split_words(text.substr(0, begin))) append_word(ids, word);
             if (found >= 0) ids.push_back(found);
