@@ -6,7 +6,7 @@
 // memories, or your own (concepts.hpp). Policies: a feature map, a normaliser, gates, scale (1 without), bidirectional, token_order,
 // chunk_size, add_to_output, executor, workspace. Memory: states and scratch of each thread, whatever N is. Error against double: the rms
 // over many calls stays below twice that of updating token by token in the same type; one call may add 4 eps of what it sums without
-// signs. Throws std::invalid_argument, with nothing written, for what does not fit.
+// signs, with the delta rule of what roundings come to. Throws std::invalid_argument, with nothing written, for what does not fit.
 #pragma once
 
 #include <heed/attention.hpp>
