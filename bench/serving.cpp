@@ -27,10 +27,12 @@ namespace {
 
 constexpr index width = 128, key_heads = 8;
 
-// Keys and values of S, 64 MiB of them and more, and one query row of each head.
+// Keys and values of S, 64 MiB of them and more, and one query row of each head, which is bfloat16 where they are.
 template <class S>
 class cache_data {
 public:
+    using query_type = std::conditional_t<std::is_same_v<S, heed::bfloat16>, S, float>;
+
     explicit cache_data(index group)
         : keys(static_cast<index>((std::size_t{64} << 20) / (2 * width * key_heads * sizeof(S)))),
           group_(group),
@@ -39,7 +41,9 @@ public:
           k_(static_cast<std::size_t>(key_heads * keys * width)),
           v_(k_.size()),
           scales_(static_cast<std::size_t>(key_heads * keys)) {
-        fill_normal<float>({q_.data(), q_.size()}, 51);
+        buffer<float> normal(q_.size());
+        fill_normal<float>({normal.data(), normal.size()}, 51);
+        for (std::size_t i = 0; i < q_.size(); ++i) q_[i] = query_type(normal[i]);
         std::mt19937 random(52);
         for (auto* x : {&k_, &v_})
             for (std::size_t i = 0; i < x->size(); ++i) {
@@ -63,6 +67,8 @@ public:
     }
     // Throws unless some outputs agree with a computation in double.
     void check(const std::string& name) {
+        // Weights may be rounded to bfloat16; values are below 2.
+        constexpr double tolerance = std::is_same_v<S, heed::bfloat16> ? 2 * 0x1p-8 : 1e-5;
         for (const index h : {index{0}, key_heads * group_ - 1}) {
             const index at = h / group_ * keys * width;
             std::vector<double> weights(static_cast<std::size_t>(keys)), sum(static_cast<std::size_t>(width));
@@ -73,7 +79,8 @@ public:
             double total = 0, most = -INFINITY;
             for (index j = 0; j < keys; ++j) {
                 double dot = 0;
-                for (index d = 0; d < width; ++d) dot += static_cast<double>(q()(0, h, 0, d)) * value(k_, at + j * width + d);
+                for (index d = 0; d < width; ++d)
+                    dot += static_cast<double>(static_cast<float>(q()(0, h, 0, d))) * value(k_, at + j * width + d);
                 most = std::max(most, weights[static_cast<std::size_t>(j)] = dot / std::sqrt(static_cast<double>(width)));
             }
             for (index j = 0; j < keys; ++j) {
@@ -82,7 +89,7 @@ public:
                 for (index d = 0; d < width; ++d) sum[static_cast<std::size_t>(d)] += w * value(v_, at + j * width + d);
             }
             for (index d = 0; d < width; ++d)
-                if (!(std::abs(static_cast<double>(out()(0, h, 0, d)) - sum[static_cast<std::size_t>(d)] / total) < 1e-5))
+                if (!(std::abs(static_cast<double>(out()(0, h, 0, d)) - sum[static_cast<std::size_t>(d)] / total) < tolerance))
                     throw std::runtime_error(name + ": an output is wrong");
         }
     }
@@ -99,7 +106,8 @@ private:
     }
 
     index group_;
-    buffer<float> q_, out_;
+    buffer<query_type> q_;
+    buffer<float> out_;
     buffer<S> k_, v_;
     buffer<float> scales_;
 };

@@ -188,7 +188,7 @@ TEST_CASE("the native architecture is the one that the inline namespace names") 
     STATIC_REQUIRE(std::is_same_v<heed::scalar_t<float>, float>);
 #if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512CD__)
     STATIC_REQUIRE(heed::pack<float>::lanes == 16);
-    CHECK(std::string(heed::arch::traits<native>::name) == "avx512");
+    CHECK(std::string(heed::arch::traits<native>::name).starts_with("avx512"));
 #elif defined(__AVX2__) && defined(__FMA__)
     STATIC_REQUIRE(heed::pack<float>::lanes == 8);
     CHECK(std::string(heed::arch::traits<native>::name) == "avx2");

@@ -4,8 +4,9 @@
 // h reads key head h / (H / Hk). Dv may differ from D, and v may share memory with k. Views are borrowed for the call; their last
 // stride is 1. Error against double, naive being a plain loop in the same type, s the size of the scores and v that of the values: out
 // 2 naive + 4 eps v s, lse 2 naive + 8 eps s + 16 eps (exponentials may count from a power of two 2^40 away from the row's maximum);
-// over many calls the rms error of either stays below 2 naive. Throws std::invalid_argument, with nothing
-// written, for shapes, strides, pointers or parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
+// over many calls the rms error of either stays below 2 naive. Where q, k and v are all bfloat16 and the processor multiplies such
+// (run_on<arch::avx512_bf16> or avx512_amx, the default there), weights are rounded to it: out gains 2^-8 v. Throws std::invalid_argument,
+// with nothing written, for shapes, strides, pointers or parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>

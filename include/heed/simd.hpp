@@ -31,7 +31,21 @@ struct avx512 {
     static constexpr int registers = 32;
     static constexpr bool fma = true;
 };
-using native = avx512;
+#if defined(__AVX512BF16__)
+// Where queries, keys and values are bfloat16 their products are made of pairs (vdpbf16ps).
+struct avx512_bf16 : avx512 {
+    static constexpr const char* name = "avx512_bf16";
+    static constexpr bool bfloat16_pairs = true;
+};
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+// The same by matrix registers, if the system permits.
+struct avx512_amx : avx512_bf16 {
+    static constexpr const char* name = "avx512_amx";
+    static constexpr bool bfloat16_tiles = true;
+};
+#endif
+#endif
+using native = HEED_ISA;
 #elif defined(__AVX2__) && defined(__FMA__)
 struct avx2 {
     using xsimd_arch = xsimd::fma3<xsimd::avx2>;
@@ -55,6 +69,8 @@ using native = emulated<4>;
 template <class Arch>
 struct traits {
     static constexpr const char* name = Arch::name;
+    static constexpr bool bfloat16_pairs = requires { Arch::bfloat16_pairs; };
+    static constexpr bool bfloat16_tiles = requires { Arch::bfloat16_tiles; };
     static constexpr int registers = Arch::registers;
     static constexpr bool fma = Arch::fma;
     template <class T>
@@ -63,6 +79,7 @@ struct traits {
 template <int N>
 struct traits<emulated<N>> {
     static constexpr const char* name = "emulated";
+    static constexpr bool bfloat16_pairs = false, bfloat16_tiles = false;
     static constexpr int registers = 16;
     static constexpr bool fma = false;
     template <class T>
@@ -215,6 +232,42 @@ struct pack {
 #endif
         return {xsimd::fma(a.v, b.v, c.v)};
     }
+#if defined(__AVX512BF16__)
+    // Lanes of two bfloat16: c plus both products, rounded twice; denormal numbers count as 0.
+    HEED_INLINE friend pack dot_pairs(pack a, pack b, pack c)
+        requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)
+    {
+        return {batch_type(_mm512_dpbf16_ps(c.v, std::bit_cast<__m512bh>(a.v.data), std::bit_cast<__m512bh>(b.v.data)))};
+    }
+    // Lane i holds both i-th numbers.
+    HEED_INLINE static pack load_pairs(const std::uint16_t* first, const std::uint16_t* second)
+        requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)
+    {
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
+        return {batch_type(_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16))))};
+    }
+    // The same of twice as many, in quarters of a register by turns: `low` has those in the first half of each 16 bytes.
+    HEED_INLINE static void unpack_pairs(const std::uint16_t* first, const std::uint16_t* second, pack& low, pack& high)
+        requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)
+    {
+        const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
+        low = {batch_type(_mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b)))};
+        high = {batch_type(_mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b)))};
+    }
+    // Lanes of the nearest bfloat16 of `first`, and of `second` behind it.
+    HEED_INLINE friend pack to_pairs(pack first, pack second)
+        requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)
+    {
+        alignas(64) static constexpr auto by_turns = [] {
+            std::array<std::int16_t, 32> from{};
+            for (int i = 0; i < 32; ++i) from[static_cast<std::size_t>(i)] = static_cast<std::int16_t>(i / 2 + i % 2 * 16);
+            return from;
+        }();
+        const auto both = std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(second.v, first.v));
+        return {batch_type(_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(by_turns.data()), both)))};
+    }
+#endif
     HEED_INLINE friend pack max(pack a, pack b) { return {xsimd::max(a.v, b.v)}; }
     HEED_INLINE friend pack min(pack a, pack b) { return {xsimd::min(a.v, b.v)}; }
     HEED_INLINE friend pack select(mask_type m, pack a, pack b) { return {xsimd::select(m.v, a.v, b.v)}; }

@@ -18,6 +18,7 @@ template <class Arch, class Q, class K, class V, class Out, class Sim, class Mod
 struct attention_problem {
     using T = typename Q::value_type;
     using P = pack<T, Arch>;
+    using query_source = Q;
     using key_source = K;
     using value_source = V;
     using out_type = std::remove_const_t<Out>;

@@ -5,6 +5,7 @@
 // that share keys; policies are asked head by head. A strip of few queries makes both products another way (engine/few_rows.hpp).
 #pragma once
 
+#include <heed/engine/bfloat16_products.hpp>
 #include <heed/engine/few_rows.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
@@ -41,16 +42,27 @@ public:
     static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
     // A tile of keys that the only query of a strip sees all of may have keys in lanes.
     static constexpr bool single = plain && !weighted && row_shape<P>::possible && requires(lanes_type& l, P (&x)[1]) { l.absorb_keys(x); };
-    static constexpr bool narrow_out = tile_type::narrow_out;
+    static constexpr bool narrow_out = tile_type::narrow_out, has_pairs = tile_type::has_pairs;
+
+    // Whether strips with queries in lanes make their products of pairs of bfloat16, and whether by matrix registers.
+    static bool takes_pairs([[maybe_unused]] const Problem& p) {
+        if constexpr (has_pairs)
+            return bfloat16_products<Problem>::takes(p);
+        else
+            return false;
+    }
+    static bool takes_tiles(const Problem& p) { return tile_type::by_tiles && takes_pairs(p); }
 
     static strip_memory<T> take_strip(arena& a, const Problem& p) {
-        return {a.take<T>(std::max(p.depth() * lanes, few_rows<P>::elements(p.depth(), P::lanes))), a.take<T>(lanes), a.take<T>(lanes)};
+        const index query = std::max(p.depth(), has_pairs ? tile_type::query_pairs(p.depth()) : 0) * lanes;
+        return {a.take<T>(std::max(query, few_rows<P>::elements(p.depth(), P::lanes))), a.take<T>(lanes), a.take<T>(lanes)};
     }
     // Of one of several strips, or of the only one, for so many queries.
     static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
-        const bool few = !several && is_few(queries);
+        const bool few = !several && is_few(p, queries);
         const index rows = few_rows<P>::elements(p.width(), few ? queries : P::lanes);
-        return {a.take<T>(few ? rows : std::max(p.width() * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
+        const index width = tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width();
+        return {a.take<T>(few ? rows : std::max(width * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
     }
     static tile_memory<Problem> take_tile(arena& a, const Problem& p) {
         return tile_memory<Problem>(a, p, lanes_type::tile_rows * lanes, (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes,
@@ -60,24 +72,35 @@ public:
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
     index key_steps() const {
         if (few_) return few_rows<P>::key_steps(count_, tile_keys, p_.depth());
+        if constexpr (has_pairs)
+            if (paired_) return bfloat16_products<Problem>::key_steps(p_.depth(), vectors_);
         return (vectors_ + shape::step - 1) / shape::step * (tile_keys / shape::most_rows);
     }
     index value_steps() const {
         if (few_) return few_rows<P>::value_steps(count_, tile_keys, p_.width());
+        if constexpr (has_pairs)
+            if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_);
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
     }
 
     strip(const Problem& p, const strip_memory<T>& s, const strip_result<T>& r, const tile_memory<Problem>& t)
-        : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), rows_(s.query, r.out, p.depth(), p.width()) {}
+        : p_(p),
+          s_(s),
+          out_(r.out),
+          t_(t),
+          state_(r.state, t.state, lanes),
+          rows_(s.query, r.out, p.depth(), p.width()),
+          pairs_(p, s.query, r.out, t) {}
 
-    // Whether so many queries alone are a strip with features in lanes.
-    static constexpr bool is_few(index queries) { return queries < row_shape<P>::enough; }
+    // Whether so many queries alone are a strip with features in lanes. Matrix registers are faster than that for 3 already.
+    static bool is_few(const Problem& p, index queries) { return queries < (takes_tiles(p) ? 3 : row_shape<P>::enough); }
 
     // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
     // `first_row` of the tensors and stands at `offset`.
     void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool few) {
         count_ = count;
         few_ = few;
+        paired_ = !few && takes_pairs(p_);
         parts_ = 0;
         for (int i = 0; i < count; ++i) {
             const index of_head = most_parts == 1 ? head : head + numbers[i] / queries;
@@ -103,6 +126,8 @@ public:
             looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
             arranged::runs(positions_ + h.lane, h.count, [&](int j, int n) {
                 const int lane = h.lane + j;
+                if constexpr (has_pairs)
+                    if (paired_) return p_.q.stored_rows(seq.batch, h.head, positions_[lane] + to_row_, n, t_.stored_keys + lane, nullptr);
                 p_.q.rows(seq.batch, h.head, positions_[lane] + to_row_, n, t_.key_scratch + lane * p_.q.scratch_per_row(),
                           t_.key_rows + lane);
             });
@@ -111,6 +136,8 @@ public:
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
         if (few_) {
             rows_.begin(t_.key_rows, count, static_cast<T>(unit));
+        } else if (paired_) {
+            pairs_.begin(count);
         } else {
             if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
             transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
@@ -153,6 +180,7 @@ public:
                 arranged::factors(weight, batch, h.head, tile_of(h, count), factors() + h.lane, static_cast<index>(lanes));
             });
             for (int i = 0; i < n; ++i) apply_factors(segments[i]);
+            if (paired_) pairs_.round_weights(segments, n);
         }
         if (few_) {
             few_values(segments, n, count);
@@ -164,6 +192,10 @@ public:
         if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
             std::fill(out_, out_ + p_.width() * lanes, T{0});
             overwrites = false;
+        }
+        if (paired_) {
+            const bool all = n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_;
+            return pairs_.add_values(segments, n, count, vectors_, all, overwrites, next_values);
         }
         for (int i = 0; i < n; ++i) {
             if (segments[i].masked && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
@@ -286,13 +318,16 @@ private:
     void scores(const tile_segment* segments, int n, index batch, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
         if (few_) few_scores(segments[n - 1].begin + segments[n - 1].count);
+        if (paired_) pairs_.multiply_keys(segments, n, count, vectors_, *next_keys_);
         for (int i = 0; i < n; ++i)
             for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
                 const auto go = [&](auto masked) {
                     constexpr bool Masked = decltype(masked)::value;
                     if constexpr (N == 1 && row_shape<P>::possible)
-                        if (few_) return weigh_rows<1, Masked, form::few>(s, batch, count, mods_of_sequence);
+                        if (few_) return weigh_rows<1, Masked, form::few, false>(s, batch, count, mods_of_sequence);
+                    if constexpr (has_pairs)
+                        if (paired_) return weigh_pairs<N, Masked>(s, batch, count, mods_of_sequence);
                     if constexpr (mods > 0 && most_parts > 1)
                         if (parts_ > 1) return score_rows<N, Masked, form::several_heads>(s, batch, count, mods_of_sequence);
                     score_rows<N, Masked, form::one_head>(s, batch, count, mods_of_sequence);
@@ -327,7 +362,13 @@ private:
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
-        if constexpr (through_memory) weigh_rows<N, Masked, Form>(s, batch, count, mods_of_sequence);
+        if constexpr (through_memory) weigh_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
+    }
+    template <int N, bool Masked, class Mods>
+    void weigh_pairs(const tile_segment& s, index batch, int count, const Mods& mods_of_sequence) {
+        if constexpr (mods > 0 && most_parts > 1)
+            if (parts_ > 1) return weigh_rows<N, Masked, form::several_heads, true>(s, batch, count, mods_of_sequence);
+        weigh_rows<N, Masked, form::one_head, true>(s, batch, count, mods_of_sequence);
     }
 
     // A whole tile for the only query: scores and weights are one row.
@@ -399,11 +440,12 @@ private:
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
     // loop when masks or score modifications follow it in registers (57 instead of 28 instructions for 16 multiply-adds).
-    template <int N, bool Masked, form Form, class Mods>
+    template <int N, bool Masked, form Form, bool Paired, class Mods>
     HEED_NOINLINE void weigh_rows(const tile_segment& s, index batch, int count, const Mods& mods_of_sequence) {
         const index at = static_cast<index>(s.first) * P::lanes;
-        constexpr int rows = 2;
+        constexpr int rows = shape::wide ? 4 : 2;
         const int end = s.begin + (s.count + rows - 1) / rows * rows;
+        [[maybe_unused]] const P unit(static_cast<T>(plain ? p_.scale * Problem::accumulator_type::unit : p_.scale));
         for (int i = s.begin; i < end; i += rows) {
             T* weights = t_.weights + i * lanes + at;
             P x[rows][N];
@@ -412,13 +454,25 @@ private:
             if constexpr (Form == form::few && scaled_keys)
                 if (*t_.keys_stored)
                     for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
+            if constexpr (Paired) {
+                next_keys_->step();
+                next_values_->step();
+                for (int r = 0; r < rows; ++r)
+                    for (int j = 0; j < N; ++j)
+                        x[r][j] = plain ? fma(x[r][j], unit, P::load(state_.start() + at + j * P::lanes)) : x[r][j] * unit;
+            }
             if constexpr (!plain)
                 for (int r = 0; r < rows; ++r) change<Form>(x[r], i + r, at, batch, count, mods_of_sequence);
             else if constexpr (Form == form::few)
                 for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] + P::load(state_.start());
             state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
-            for (int r = 0; r < rows; ++r)
-                for (int j = 0; j < N; ++j) x[r][j].store(weights + r * lanes + j * P::lanes);
+            // A row of pairs overwrites what has been read.
+            if constexpr (Paired && !weighted)
+                for (int r = 0; r < rows; r += 2)
+                    for (int j = 0; j < N; ++j) to_pairs(x[r][j], x[r + 1][j]).store(t_.weights + (i + r) / 2 * lanes + at + j * P::lanes);
+            else
+                for (int r = 0; r < rows; ++r)
+                    for (int j = 0; j < N; ++j) x[r][j].store(weights + r * lanes + j * P::lanes);
         }
     }
 
@@ -527,11 +581,13 @@ private:
     tile_memory<Problem> t_;
     lanes_type state_;
     few_rows<P> rows_;
+    pair_products_of<Problem> pairs_;
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
-    bool few_ = false;    // both products have features in lanes
-    bool fresh_ = false;  // O holds nothing yet
-    index to_row_ = 0;    // a position plus this is a row of the tensors
+    bool few_ = false;     // both products have features in lanes
+    bool paired_ = false;  // both products are of pairs of bfloat16
+    bool fresh_ = false;   // O holds nothing yet
+    index to_row_ = 0;     // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];
     index positions_[lanes];  // of the queries, in key coordinates
     head_part heads_[static_cast<std::size_t>(most_parts)];

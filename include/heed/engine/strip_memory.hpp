@@ -5,6 +5,7 @@
 #include <heed/engine/segment.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/matrix_tiles.hpp>
 #include <heed/tensor/dtype.hpp>
 #include <heed/tensor/source.hpp>
 
@@ -25,20 +26,37 @@ struct strip_result {
     T *out, *state;
 };
 
+// What is known of a tile for products of pairs (engine/bfloat16_products.hpp).
+struct paired_tile {
+    bool keys_ready = false, values_ready = false, clean = false;
+    std::uint64_t odd = 0;  // keys whose values are no numbers and have left the tile
+    tile_operand keys[tile_keys / tile_rows] = {};
+};
+
 // Arrays of one worker, for one tile.
 template <class Problem>
 struct tile_memory {
     using T = typename Problem::T;
     using P = typename Problem::P;
+    using query_source = typename Problem::query_source;
     using key_source = typename Problem::key_source;
     using value_source = typename Problem::value_source;
     // Rows as they are stored. Where that is T the arrays are those of the widened ones.
+    using query_type = typename stored_rows_of<query_source>::type;
     using key_type = typename stored_rows_of<key_source>::type;
     using value_type = typename stored_rows_of<value_source>::type;
     static constexpr bool wide_keys = std::is_same_v<key_type, T>, wide_values = std::is_same_v<value_type, T>;
     static constexpr bool scaled_keys = stored_rows_of<key_source>::scaled, scaled_values = stored_rows_of<value_source>::scaled;
     static constexpr bool narrow_out = Narrow<typename Problem::out_type>;
     static constexpr int lanes = tile_shape<P>::lanes;
+    // Products may be made of pairs of bfloat16.
+    static constexpr bool has_pairs = arch::traits<typename P::arch_type>::bfloat16_pairs && !Problem::similarity_type::uses_squares &&
+                                      std::is_same_v<query_type, bfloat16> && std::is_same_v<key_type, bfloat16> &&
+                                      std::is_same_v<value_type, bfloat16>;
+    static constexpr bool by_tiles = has_pairs && arch::traits<typename P::arch_type>::bfloat16_tiles;
+    // Lanes of a query, or a row of a key, and of a row of two values.
+    static constexpr index query_pairs(index depth) { return by_tiles ? (depth + 31) / 32 * 16 : depth / 2; }
+    static constexpr index value_pairs(index width) { return (width + P::lanes - 1) / P::lanes * P::lanes; }
 
     T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch, *few_scratch;
     const T **key_rows, **value_rows;
@@ -49,10 +67,12 @@ struct tile_memory {
     T* wide_out;                    // rows of a strip, before they are narrowed
     index *keys, *next_keys;        // positions
     index *queries, *next_queries;  // rows of the block
-    const T** next_rows;
+    const query_type** next_query_rows;
+    const T** next_out_rows;
     finiteness* values_finite;
-    index* awaited;                      // the task whose first rows have been prefetched
-    bool *keys_stored, *values_stored;   // whether the tile is read as it is stored
+    index* awaited;                     // the task whose first rows have been prefetched
+    bool *keys_stored, *values_stored;  // whether the tile is read as it is stored
+    paired_tile* paired;
     std::uint64_t *bits, *bits_of_head;  // a row a key
 
     tile_memory(arena& a, const Problem& p, index state_size, index staged_size, index block)
@@ -60,8 +80,9 @@ struct tile_memory {
           state(a.take<T>(state_size)),
           staged(a.take<T>(staged_size)),
           key_square(a.take<T>(tile_keys)),
-          key_scratch(a.take<T>(std::max(tile_keys * p.k.scratch_per_row(), lanes * p.q.scratch_per_row()))),
-          value_scratch(a.take<T>(tile_keys * p.v.scratch_per_row())),
+          key_scratch(a.take<T>(std::max(
+              {tile_keys * p.k.scratch_per_row(), lanes * p.q.scratch_per_row(), has_pairs ? tile_keys * query_pairs(p.depth()) : 0}))),
+          value_scratch(a.take<T>(std::max(tile_keys * p.v.scratch_per_row(), has_pairs ? tile_keys / 2 * value_pairs(p.width()) : 0))),
           few_scratch(a.take<T>(wide_keys ? 0 : few_rows<P>::scratch(p.depth()))),
           key_rows(a.take<const T*>(tile_keys)),
           value_rows(a.take<const T*>(tile_keys)),
@@ -78,11 +99,13 @@ struct tile_memory {
           next_keys(a.take<index>(tile_keys)),
           queries(a.take<index>(block)),
           next_queries(a.take<index>(block)),
-          next_rows(a.take<const T*>(2 * block)),
+          next_query_rows(a.take<const query_type*>(block)),
+          next_out_rows(a.take<const T*>(block)),
           values_finite(a.take<finiteness>(1)),
           awaited(a.take<index>(1)),
           keys_stored(a.take<bool>(1)),
           values_stored(a.take<bool>(1)),
+          paired(a.take<paired_tile>(has_pairs ? 1 : 0)),
           bits(a.take<std::uint64_t>(tile_keys)),
           bits_of_head(a.take<std::uint64_t>(tile_keys)) {}
 

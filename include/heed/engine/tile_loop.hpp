@@ -10,6 +10,7 @@
 #include <heed/engine/plan.hpp>
 #include <heed/engine/strip.hpp>
 #include <heed/engine/workspace.hpp>
+#include <heed/kernel/matrix_tiles.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -57,12 +58,14 @@ public:
             tasks_ += w.units() * w.parts;
             units_ += w.units();
             if (w.parts > 1) kept_bytes_ += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
+            few_ = few_ && w.blocks <= 1 && strip_type::is_few(p_, s.queries * w.together);
         });
+        few_ = few_ && units_ > 0;
         // Below that, K and V of a head stay in the second cache by themselves.
         using key_type = typename tile_memory<Problem>::key_type;
         using value_type = typename tile_memory<Problem>::value_type;
         prefetches_ =
-            p_.q.scratch_per_row() == 0 && reads_rows(p_.k) && reads_rows(p_.v) &&
+            reads_rows(p_.q) && reads_rows(p_.k) && reads_rows(p_.v) &&
             most_keys_ * (p_.depth() * static_cast<index>(sizeof(key_type)) + p_.width() * static_cast<index>(sizeof(value_type))) >=
                 256 * 1024;
 
@@ -79,7 +82,10 @@ public:
     attention_plan plan(index workers) const {
         attention_plan r;
         r.isa = arch::traits<typename P::arch_type>::name;
-        r.kernel = "tile loop";
+        r.kernel = few_                          ? "few rows"
+                   : strip_type::takes_tiles(p_) ? "matrix tiles"
+                   : strip_type::takes_pairs(p_) ? "bfloat16 pairs"
+                                                 : "tile loop";
         r.query_tile = lanes;
         r.query_block = most_block_ * lanes;
         r.key_tile = tile_keys;
@@ -210,7 +216,7 @@ private:
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
         return strip_type::take_tile(a, p_);
     }
-    static bool is_few(const place& at) { return at.count == 1 && strip_type::is_few(at.queries); }
+    bool is_few(const place& at) const { return at.count == 1 && strip_type::is_few(p_, at.queries); }
     // Strips of a worker; with several parts of the keys their results are kept.
     void open(strip_array& strips, const share& w, const place& at, index unit, index worker, const tile_memory<Problem>& tile) const {
         for (int i = 0; i < at.count; ++i) {
@@ -239,6 +245,7 @@ private:
         const place at = place_of(task, tile.queries);
         if (at.count == 0) return;
         strip_array strips;
+        const tile_scope tiles(strip_type::takes_tiles(p_));
         const share& w = share_of(task);
         open(strips, w, at, (task - w.first_task) / w.parts, worker, tile);
         const auto mask = ask::bind(p_.mask, at.shape);
@@ -308,21 +315,19 @@ private:
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0) return;
-        const T** query_rows = tile.next_rows;
-        const T** out_rows = query_rows + most_block_ * lanes;
         for (int i = 0; i < at.queries; ++i) {
             const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
             const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
-            p_.q.rows(at.rows.batch, head, row, 1, tile.key_scratch, query_rows + i);
-            if constexpr (!strip_type::narrow_out) out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
+            lying_rows(p_.q, at.rows.batch, head, row, 1, tile.next_query_rows + i, nullptr);
+            if constexpr (!strip_type::narrow_out) tile.next_out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
         }
         int count = 0;
         // The mask at hand is that of sequences of one shape.
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
             count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
         ahead(at, at.head / p_.group(), count, key_steps, value_steps, tile, keys, values);
-        keys.and_then(query_rows, at.queries, p_.depth(), key_steps);
-        if constexpr (!strip_type::narrow_out) values.and_then(out_rows, at.queries, p_.width(), value_steps);
+        keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
+        if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 
     // Row pointers of a tile of keys; those up to the next full register tile repeat the last one.
@@ -331,12 +336,13 @@ private:
         const auto take = [&](const auto& source, auto** stored, T* factor, const T** wide, T* scratch, bool& as_stored) {
             using Source = std::remove_cvref_t<decltype(source)>;
             as_stored = false;
-            if constexpr (stored_rows_of<Source>::widens) as_stored = is_few(at) && !squares && source.gives_stored();
+            if constexpr (stored_rows_of<Source>::widens)
+                as_stored = (is_few(at) || strip_type::takes_pairs(p_)) && !squares && source.gives_stored();
             if (as_stored)
                 lying_rows_of(source, at, key_head, tile.keys, count, stored, factor);
             else
                 rows_of(source, at, key_head, tile.keys, count, scratch, wide);
-            const int most = is_few(at) ? 16 : tile_shape<P>::most_rows;
+            const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {
                     stored[i] = stored[count - 1];
@@ -348,6 +354,7 @@ private:
         };
         take(p_.k, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch, *tile.keys_stored);
         take(p_.v, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch, *tile.values_stored);
+        if constexpr (tile_memory<Problem>::has_pairs) *tile.paired = {};
         if constexpr (squares) {
             constexpr int most = tile_shape<P>::most_rows;
             for (int i = 0; i < (count + most - 1) / most * most; ++i) {
@@ -368,12 +375,16 @@ private:
     template <class Source, class S>
     static void lying_rows_of(const Source& source, const place& at, index head, const index* keys, int count, const S** out,
                               [[maybe_unused]] T* factor) {
-        arranged::runs(keys, count, [&](int i, int n) {
-            if constexpr (stored_rows_of<Source>::widens)
-                source.stored_rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, out + i, factor + i);
-            else
-                source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, nullptr, out + i);
-        });
+        arranged::runs(keys, count,
+                       [&](int i, int n) { lying_rows(source, at.rows.batch, head, at.rows.key_begin + keys[i], n, out + i, factor + i); });
+    }
+    template <class Source, class S>
+    static void lying_rows(const Source& source, index batch, index head, index first, int count, const S** out,
+                           [[maybe_unused]] T* factor) {
+        if constexpr (stored_rows_of<Source>::widens)
+            source.stored_rows(batch, head, first, count, out, factor);
+        else
+            source.rows(batch, head, first, count, nullptr, out);
     }
     static constexpr bool squares = Problem::similarity_type::uses_squares;
 
@@ -381,7 +392,7 @@ private:
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
     index all_strips_per_block_ = 1, all_units_ = 0;
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
-    bool prefetches_ = false;
+    bool prefetches_ = false, few_ = true;  // few: every sequence has features in lanes
     std::size_t list_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
     share* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;

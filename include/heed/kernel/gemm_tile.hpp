@@ -6,6 +6,7 @@
 #pragma once
 
 #include <heed/simd.hpp>
+#include <heed/tensor/dtype.hpp>
 
 namespace heed::inline HEED_ISA {
 
@@ -32,9 +33,10 @@ HEED_INLINE void keep_in_register([[maybe_unused]] P& p) {
 #endif
 }
 
-template <class T>
+// Into the second cache, or the first.
+template <int Cache = 2, class T>
 HEED_INLINE void prefetch(const T* p) {
-    __builtin_prefetch(p, 0, 2);
+    __builtin_prefetch(p, 0, 4 - Cache);
 }
 
 template <int M, int N, class P>
@@ -81,6 +83,17 @@ struct register_tile {
             b += stride;
         }
     }
+    // The same of pairs: A(m, k) = rows[m][2 k] and the number behind it.
+    HEED_INLINE void multiply_row_pairs(const bfloat16* const* rows, index depth, const T* b, index stride) {
+        const bfloat16* a[M];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i) a[i] = rows[i];
+#pragma GCC unroll 4
+        for (index k = 0; k < depth; ++k) {
+            step<true>([&](int i) { return pair_at(a[i] + 2 * k); }, b);
+            b += stride;
+        }
+    }
     // A(m, k) = a[m * a_stride + k].
     HEED_INLINE void multiply_dense(const T* dense, index a_stride, index depth, const T* b, index stride) {
         const T* a[M];
@@ -92,18 +105,24 @@ struct register_tile {
             b += stride;
         }
     }
-    // A(m, k) = rows[k][m].
+    // A(m, k) = rows[k][m]; with Pairs of lanes that hold two bfloat16.
+    template <bool Pairs = false>
     HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride) {
 #pragma GCC unroll 4
         for (index k = 0; k < depth; ++k) {
             const T* a = rows[k] + column;
-            step([&](int i) { return a[i]; }, b);
+            step<Pairs>([&](int i) { return a[i]; }, b);
             b += stride;
         }
     }
 
 private:
-    template <class A>
+    HEED_INLINE static T pair_at(const bfloat16* from) {
+        T both;
+        __builtin_memcpy(&both, from, sizeof both);
+        return both;
+    }
+    template <bool Pairs = false, class A>
     HEED_INLINE void step(A&& a, const T* b) {
         P v[N];
 #pragma GCC unroll 4
@@ -116,7 +135,11 @@ private:
             P x(a(i));
             keep_in_register(x);
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) c[i][j] = fma(x, v[j], c[i][j]);
+            for (int j = 0; j < N; ++j)
+                if constexpr (Pairs)
+                    c[i][j] = dot_pairs(x, v[j], c[i][j]);
+                else
+                    c[i][j] = fma(x, v[j], c[i][j]);
         }
     }
 };

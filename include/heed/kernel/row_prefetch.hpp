@@ -28,6 +28,7 @@ public:
         more_bytes_ = more.bytes_;
         lines_per_step_ += more.lines_per_step_;
     }
+    template <int Cache = 2>
     HEED_INLINE void step() {
         const char *at = at_, *end = end_;
         for (int i = lines_per_step_; i > 0; --i, at += 64) {
@@ -44,7 +45,7 @@ public:
                 rows_ += sizeof at;
                 --left_;
             }
-            prefetch(at);
+            prefetch<Cache>(at);
         }
         at_ = at;
         end_ = end;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 
 namespace heed::inline HEED_ISA {
@@ -51,9 +52,16 @@ struct rows_apart {
     T* operator()(index i) const { return first + i * stride; }
 };
 
-// to(c)[r] = row(r)[c] * factor for r < rows, c < columns; row(r) and to(c) are pointers.
-template <class Row, class To, class T>
-HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, T factor) {
+// to(c)[r] = row(r)[c] * factor for r < rows, c < columns; row(r) and to(c) are pointers. as_is: bits that are no numbers.
+struct as_is {
+    template <class T>
+    HEED_INLINE friend const T& operator*(const T& bits, as_is) {
+        return bits;
+    }
+};
+template <class Row, class To, class Factor>
+HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Factor factor) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(row(index{}))>>;
     constexpr int W = std::is_same_v<arch::native, arch::emulated<4>> ? 1 : pack<T>::lanes;
     index r = 0;
 #if defined(__GNUC__)
@@ -66,7 +74,7 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, T f
                 for (int i = 0; i < W; ++i) block[i] = std::bit_cast<V>(pack<T>::load(row(r + i) + c).v.data);
                 shuffles::round<1, W>(block);
                 for (int i = 0; i < W; ++i) {
-                    block[i] *= factor;
+                    block[i] = block[i] * factor;
                     __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
                 }
             }
