@@ -84,8 +84,8 @@ TEST_CASE("gradients of tensors stored in 16 bits agree with the reference") {
     fuzz_backward<float, heed::arch::native, storage<bfloat16>>("bfloat16", 200, false, banded, modified_scores);
     fuzz_backward<float, heed::arch::native, storage<float16, float16, float16, float16, float>>("float16", 200, false, banded,
                                                                                                  modified_scores);
-    using mixed = storage<float, float16, bfloat16, float, bfloat16, float16, float, bfloat16>;
-    fuzz_backward<float, heed::arch::native, mixed>("mixed storage", 200, false, banded, modified_scores);
+    using mixed = storage<float, float, float, float, bfloat16, float16, float, bfloat16>;
+    fuzz_backward<float, heed::arch::native, mixed>("float inputs", 200, false, banded, modified_scores);
 }
 
 TEST_CASE("narrow gradients of a padded batch leave what lies behind its lengths") {
