@@ -178,8 +178,7 @@ auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const vi
     check_policies<Policies...>();
     using source = typename Q::value_type;
     static_assert(std::is_same_v<typename K::value_type, source> && std::is_same_v<typename V::value_type, source> &&
-                      (std::is_same_v<std::remove_const_t<Out>, source> ||
-                       (std::is_same_v<source, float> && Narrow<std::remove_const_t<Out>> && sizeof(Out) == 2)),
+                      StoredFor<std::remove_const_t<Out>, source>,
                   "heed: query, key, value and out must have one element type, where 16-bit types and int8 with scales count as float");
     static_assert(std::is_same_v<source, float> || std::is_same_v<source, double>, "heed: the element type must be float or double");
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;

@@ -11,7 +11,9 @@
 
 #include <heed/attention.hpp>
 #include <heed/engine/tile_loop_backward.hpp>
+#include <heed/engine/wide_gradients.hpp>
 #include <heed/gradient.hpp>
+#include <heed/tensor/dtype.hpp>
 
 #include <tuple>
 #include <type_traits>
@@ -54,7 +56,7 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
         read("d_lse", p.d_lse);
         same_extents(door, "d_lse", p.d_lse.shape, "lse", q, 3);
     }
-    const auto written = [&](const char* name, const view<typename Problem::T, 4>& x, const char* like, const std::array<index, 4>& shape) {
+    const auto written = [&](const char* name, const auto& x, const char* like, const std::array<index, 4>& shape) {
         check_written(door, name, x, x.extent(3));
         same_extents(door, name, x.shape, like, shape, 4);
         check_apart(door, name, x, "query", p.q);
@@ -82,20 +84,24 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
 }
 
 // The problem of a backward call, checked.
-template <class Q, class K, class V, class T, class G, class X, class... Policies>
+template <class Q, class K, class V, class T, class G, class DQ, class DK, class DV, class... Policies>
 auto state_backward(const char* door, const Q& q, const K& k, const V& v, const result<T>& forward, const result<G>& d_out,
-                    const view<X, 4>& dq, const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+                    const view<DQ, 4>& dq, const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
     using source = typename Q::value_type;
-    static_assert(!std::is_const_v<X>, "heed: gradients are written, so their elements must not be const");
-    static_assert(std::is_same_v<X, source> && std::is_same_v<std::remove_const_t<G>, source>,
-                  "heed: query, key, value, out and their gradients must have one element type");
-    const view<const source, 4> out = forward.out, gradient = d_out.out;
+    using DOut = std::remove_const_t<G>;
+    static_assert(!std::is_const_v<DQ> && !std::is_const_v<DK> && !std::is_const_v<DV>,
+                  "heed: gradients are written, so their elements must not be const");
+    static_assert(StoredFor<std::remove_const_t<T>, source> && StoredFor<DOut, source> && StoredFor<DQ, source> && StoredFor<DK, source> &&
+                      StoredFor<DV, source>,
+                  "heed: query, key, value, out and their gradients must have one element type, where 16-bit types count as float");
+    const view<const std::remove_const_t<T>, 4> out = forward.out;
+    const view<const DOut, 4> gradient = d_out.out;
     const view<const source, 3> lse = forward.lse, d_lse = d_out.lse;
     const auto base = state(q, k, v, out, lse, policies...);
     using Base = std::remove_const_t<decltype(base)>;
     const auto scale_policy = one_on<axes::scale>(scale{base.scale}, policies...);
     const auto observers = all_on<axes::observer>(policies...);
-    const backward_problem<Base, std::remove_const_t<decltype(scale_policy)>, std::remove_const_t<decltype(observers)>> p{
+    const backward_problem<Base, DOut, std::remove_const_t<decltype(scale_policy)>, std::remove_const_t<decltype(observers)>, DQ, DK, DV> p{
         base, gradient, d_lse, dq, dk, dv, scale_policy, observers};
     scale_policy.check(door, p.whole);
     check_backward(door, p);
@@ -116,27 +122,37 @@ void clear_destinations(const Problem& p) {
 }  // namespace doors
 
 // What the same call of attention_backward would do. Throws as attention_backward does.
-template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
-attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
-                             const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+template <class Q, class K, class V, class T, class DOut, class DQ, class DK, class DV, class... Policies>
+attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<DQ, 4>& dq,
+                             const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
     const auto p = doors::state_backward("plan_backward", row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq,
                                          dk, dv, policies...);
-    auto r = tile_loop_backward(p).plan(one_on<axes::executor>(sequential{}, policies...).workers());
+    const wide_gradients gradients(p);
+    auto r = tile_loop_backward(gradients.problem()).plan(one_on<axes::executor>(sequential{}, policies...).workers());
+    r.workspace_bytes += gradients.bytes();
     r.slow_because = doors::slow_because<std::remove_const_t<decltype(p)>>();
     return r;
 }
 
-template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
-void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
-                        const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+// In calls of float each of q, k, v, out, d_out, dq, dk, dv may be stored in 16 bits; lse and d_lse are float, and so are all sums. A
+// 16-bit gradient is the float one rounded once, ties to even: its error is that of float and half an ulp, in bfloat16 at most 2^-8 of it,
+// in float16 2^-11 of it or 2^-25, and infinity from 65520 on; each of its elements takes 4 bytes of the workspace. A 16-bit `out` is taken
+// as it is, so that its rounding enters delta.
+template <class Q, class K, class V, class T, class DOut, class DQ, class DK, class DV, class... Policies>
+void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<DQ, 4>& dq,
+                        const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
     constexpr const char* door = "attention_backward";
     const auto p =
         doors::state_backward(door, row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq, dk, dv, policies...);
     const auto executor = one_on<axes::executor>(sequential{}, policies...);
-    tile_loop_backward engine(p);
-    const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door, engine.plan(executor.workers()).workspace_bytes);
+    wide_gradients gradients(p);
+    tile_loop_backward engine(gradients.problem());
+    const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door,
+                             gradients.bytes() + engine.plan(executor.workers()).workspace_bytes);
     doors::clear_destinations(p);
-    engine.run(executor, memory.base());
+    gradients.place(memory.base());
+    engine.run(executor, memory.base() + gradients.bytes());
+    gradients.narrow(executor);
 }
 
 }  // namespace heed::inline HEED_ISA

@@ -161,17 +161,18 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
 }
 
 // Weights are made anew; `forward` is checked and not read.
-template <class Q, class K, class V, class T, class DOut, class X, class... Policies>
-void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<X, 4>& dq,
-                        const view<X, 4>& dk, const view<X, 4>& dv, const Policies&... policies) {
+template <class Q, class K, class V, class Out, class DOut, class DQ, class DK, class DV, class... Policies>
+void attention_backward(const Q& q, const K& k, const V& v, const result<Out>& forward, const DOut& d_out, const view<DQ, 4>& dq,
+                        const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
     const auto p = doors::state_backward("reference::attention_backward", row_source(q), row_source(k), row_source(v), forward,
                                          doors::as_result(d_out), dq, dk, dv, policies...);
     using Problem = std::remove_const_t<decltype(p)>;
     using row = std::vector<double>;
     const auto depth = static_cast<std::size_t>(p.depth()), width = static_cast<std::size_t>(p.width());
     doors::clear_destinations(p);
-    const auto write = [](const view<X, 4>& to, index batch, index head, index t, const row& from) {
-        for (std::size_t d = 0; d < from.size(); ++d) to(batch, head, t, static_cast<index>(d)) = static_cast<X>(from[d]);
+    const auto write = []<class X>(const view<X, 4>& to, index batch, index head, index t, const row& from) {
+        for (std::size_t d = 0; d < from.size(); ++d)
+            to(batch, head, t, static_cast<index>(d)) = static_cast<X>(static_cast<typename Problem::T>(from[d]));
     };
     for (index s = 0; s < p.sequences.count(p.whole); ++s) {
         const sequence rows = p.sequences.at(s, p.whole);

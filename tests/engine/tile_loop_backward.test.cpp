@@ -87,6 +87,34 @@ TEST_CASE("a backward with a workspace asks for no memory, and one without asks 
     CHECK(allocations([] { ::operator delete(::operator new(1)); }) == 1);
 }
 
+TEST_CASE("gradients of 16 bits are added up in a workspace of four bytes an element, and nowhere else") {
+    for (const bool split : {false, true}) {
+        call c(split ? 1100 : 150, split ? 1200 : 200);
+        c.attend();
+        tensor<heed::bfloat16> dq(c.dq.view.shape), dk(c.dk.view.shape), dv(c.dv.view.shape);
+        const auto on = [&](auto&& f, const auto&... more) {
+            return f(c.q.view, c.k.view, c.v.view, c.forward.result(), c.d_out.view, dq.view, dk.view, dv.view, more...);
+        };
+        const auto plan = [](const auto&... x) { return heed::plan_backward(x...); };
+        const auto back = [](const auto&... x) { heed::attention_backward(x...); };
+        const auto bytes = on(plan).workspace_bytes, sums = bytes - c.plan().workspace_bytes;
+        const auto count = static_cast<std::size_t>(dq.view.strides[0] + 2 * dk.view.strides[0]);
+        CHECK(sums >= 4 * count);
+        CHECK(sums <= 4 * count + 1024);
+        std::vector<std::byte> memory(bytes, std::byte{0xff});
+        CHECK(allocations([&] { on(back, heed::workspace{memory}); }) == 0);
+        CHECK(allocations([&] { on(back); }) == 1);
+        CHECK(allocations([&] { (void)on(plan); }) == 0);
+        c.back();
+        CHECK(same_bits(elements(dq.view), rounded<heed::bfloat16>(elements(c.dq.view))));
+        CHECK(same_bits(elements(dk.view), rounded<heed::bfloat16>(elements(c.dk.view))));
+        CHECK(same_bits(elements(dv.view), rounded<heed::bfloat16>(elements(c.dv.view))));
+        CHECK_THROWS_WITH(on(back, heed::workspace{{memory.data(), bytes - 1}}), "heed::attention_backward: workspace bytes (" +
+                                                                                     std::to_string(bytes - 1) + ") must be at least (" +
+                                                                                     std::to_string(bytes) + ")");
+    }
+}
+
 TEST_CASE("a workspace of a backward may lie anywhere and hold anything") {
     call c(150, 170);
     const auto on = [&](auto&& f, const auto&... more) {

@@ -5,6 +5,7 @@
 #include "random.hpp"
 
 #include <heed/accumulate/merge.hpp>
+#include <heed/tensor/dtype.hpp>
 #include <heed/tensor/view.hpp>
 
 #include <algorithm>
@@ -34,7 +35,7 @@ inline padding draw_padding(random_source& r) {
 template <class T>
 class tensor {
 public:
-    static constexpr T hole = std::numeric_limits<T>::quiet_NaN();
+    static constexpr T hole = T(std::numeric_limits<heed::computed_with<T>>::quiet_NaN());
     heed::view<T, 4> view;
 
     tensor() = default;
@@ -60,7 +61,7 @@ public:
 
     template <class F>
     tensor& fill(F&& f) {
-        each(view, [&](T& x) { x = static_cast<T>(f()); });
+        each(view, [&](T& x) { x = static_cast<T>(static_cast<heed::computed_with<T>>(f())); });
         return *this;
     }
     // Whether only elements of the view were written.
@@ -107,13 +108,17 @@ std::vector<std::remove_const_t<T>> elements(const heed::view<T, 3>& v) {
     return elements(heed::view<T, 4>{v.data, {s[0], s[1], s[2], 1}, {v.stride(0), v.stride(1), v.stride(2), 1}});
 }
 
-template <class T>
-tensor<double> widened(const heed::view<T, 4>& v) {
-    tensor<double> wide(v.shape);
+template <class To, class T>
+tensor<To> converted(const heed::view<T, 4>& v) {
+    tensor<To> t(v.shape);
     const auto from = elements(v);
     std::size_t i = 0;
-    wide.fill([&] { return static_cast<double>(from[i++]); });
-    return wide;
+    t.fill([&] { return static_cast<To>(from[i++]); });
+    return t;
+}
+template <class T>
+tensor<double> widened(const heed::view<T, 4>& v) {
+    return converted<double>(v);
 }
 
 template <class T>
@@ -124,8 +129,9 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // An output and its lse.
 template <class T>
 struct answer {
-    tensor<T> out, lse_rows;
-    heed::view<T, 3> lse;
+    tensor<T> out;
+    tensor<heed::computed_with<T>> lse_rows;
+    heed::view<heed::computed_with<T>, 3> lse;
 
     answer() = default;
     answer(const shape4& shape, order o = order::bhtd, const padding& pad = {})

@@ -16,6 +16,8 @@
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/transpose.hpp>
+#include <heed/tensor/dtype.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <array>
@@ -75,6 +77,7 @@ public:
     static constexpr bool squares = similarity_type::uses_squares;
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
     static constexpr bool observed = std::tuple_size_v<typename Problem::observers_type> > 0;
+    static constexpr bool narrow_d_out = Narrow<typename Problem::d_out_type>;
     static constexpr bool learned_scale = is_learned<typename Problem::scale_type>;
     static constexpr bool learned_similarity = is_learned<similarity_type>;
     // P and dS are made in registers.
@@ -113,7 +116,7 @@ public:
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys * std::max(p.k.scratch_per_row(), p.q.scratch_per_row())),
-                a.take<T>(tile_keys * p.v.scratch_per_row()),
+                a.take<T>(tile_keys * std::max(p.v.scratch_per_row(), narrow_d_out ? p.width() : 0)),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
@@ -150,7 +153,7 @@ public:
             const T lse = p_.lse(seq_.batch, head_, row);
             if (lse == none) continue;
             // A row that sees its sink alone has output 0, whatever the gradient of that output is.
-            const T* out = &p_.out(seq_.batch, head_, row, 0);
+            const auto* out = &p_.out(seq_.batch, head_, row, 0);
             const bool seen = std::any_of(out, out + p_.width(), [](T x) { return x != 0; });
             sum += p_.accumulator.parameter_gradient(head_, static_cast<double>(lse), static_cast<double>(seen ? delta(i) : -d_lse(row)));
         }
@@ -190,7 +193,15 @@ public:
             arranged::runs(positions_ + base, count, [&](int i, int n) {
                 p_.q.rows(seq_.batch, head_, row_of(base + i), n, t_.key_scratch + i * p_.q.scratch_per_row(), t_.rows + i);
             });
-            for (int i = 0; i < count; ++i) t_.key_rows[i] = &p_.d_out(seq_.batch, head_, row_of(base + i), 0);
+            for (int i = 0; i < count; ++i) {
+                const auto* row = &p_.d_out(seq_.batch, head_, row_of(base + i), 0);
+                if constexpr (narrow_d_out) {
+                    t_.key_rows[i] = t_.value_scratch + i * values;
+                    widen_row(row, t_.value_scratch + i * values, values);
+                } else {
+                    t_.key_rows[i] = row;
+                }
+            }
             if (!all_alive) {
                 std::fill(t_.d_value_rows, t_.d_value_rows + values, T{0});
                 std::fill(t_.d_key_rows, t_.d_key_rows + depth, T{0});
@@ -299,13 +310,13 @@ private:
     // Sum of weight times its gradient over the row's keys, less the gradient of lse.
     T delta(int i) const {
         const index row = row_of(i);
-        const T* o = &p_.out(seq_.batch, head_, row, 0);
-        const T* g = &p_.d_out(seq_.batch, head_, row, 0);
+        const auto* o = &p_.out(seq_.batch, head_, row, 0);
+        const auto* g = &p_.d_out(seq_.batch, head_, row, 0);
         P lanes_of_sum(0);
         index d = 0;
-        for (; d + P::lanes <= p_.width(); d += P::lanes) lanes_of_sum = fma(P::load(o + d), P::load(g + d), lanes_of_sum);
+        for (; d + P::lanes <= p_.width(); d += P::lanes) lanes_of_sum = fma(load_as<P>(o + d), load_as<P>(g + d), lanes_of_sum);
         T total = sum(lanes_of_sum);
-        for (; d < p_.width(); ++d) total += o[d] * g[d];
+        for (; d < p_.width(); ++d) total += T{o[d]} * T{g[d]};
         return total - d_lse(row);
     }
     T d_lse(index row) const { return p_.d_lse.data == nullptr ? T{0} : p_.d_lse(seq_.batch, head_, row); }

@@ -49,16 +49,21 @@ struct attention_problem {
     index group() const { return whole.key_heads == 0 ? 1 : whole.heads / whole.key_heads; }
 };
 
-// The same for a backward: `out` and `lse` are those of the forward, and are read. Scl is the scale policy, Obs a tuple of observers.
-template <class Forward, class Scl, class Obs>
+// The same for a backward: `out` and `lse` are those of the forward, and are read. Scl is the scale policy, Obs a tuple of observers,
+// DOut, DQ, DK and DV are types that the gradients are stored in.
+template <class Forward, class DOut, class Scl, class Obs, class DQ, class DK, class DV>
 struct backward_problem : Forward {
     using T = typename Forward::T;
+    using d_out_type = DOut;
+    using wide = backward_problem<Forward, DOut, Scl, Obs, T, T, T>;  // adds up in what is computed with
     using scale_type = Scl;
     using observers_type = Obs;
 
-    view<const T, 4> d_out;
+    view<const DOut, 4> d_out;
     view<const T, 3> d_lse;  // no data: zero
-    view<T, 4> dq, dk, dv;
+    view<DQ, 4> dq;
+    view<DK, 4> dk;
+    view<DV, 4> dv;
     Scl scale_policy;
     Obs observers;
 };

@@ -8,6 +8,7 @@
 #include <heed/engine/band.hpp>
 #include <heed/engine/plan.hpp>
 #include <heed/engine/workspace.hpp>
+#include <heed/tensor/dtype.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -91,6 +92,7 @@ public:
     }
 
 private:
+    static constexpr bool narrow = Narrow<typename Problem::out_type> || band_type::narrow_d_out;
     static constexpr bool learned_accumulator = is_learned<typename Problem::accumulator_type>;
     using band_array = made_later<band_type>[static_cast<std::size_t>(most_bands)];
 
@@ -262,11 +264,13 @@ private:
             const index row = rows.query_begin + tile.next_queries[i];
             p_.q.rows(rows.batch, head, row, 1, tile.key_scratch, at + count + i);
             at[i] = p_.dq.data + p_.dq.offset(rows.batch, head, row, index{0});
-            at[2 * count + i] = p_.d_out.data + p_.d_out.offset(rows.batch, head, row, index{0});
-            at[3 * count + i] = p_.out.data + p_.out.offset(rows.batch, head, row, index{0});
+            if constexpr (!narrow) {
+                at[2 * count + i] = p_.d_out.data + p_.d_out.offset(rows.batch, head, row, index{0});
+                at[3 * count + i] = p_.out.data + p_.out.offset(rows.batch, head, row, index{0});
+            }
         }
         keys = {at, 2 * count, p_.depth(), steps};
-        values = {at + 2 * count, 2 * count, p_.width(), steps};
+        if constexpr (!narrow) values = {at + 2 * count, 2 * count, p_.width(), steps};
     }
     HEED_NOINLINE void put(const sequence& rows, index key_head, int count, const backward_tile_memory<T>& tile) const {
         if constexpr (Problem::similarity_type::uses_squares)

@@ -55,6 +55,10 @@ concept Narrow = std::is_same_v<T, bfloat16> || std::is_same_v<T, float16> || st
 template <class T>
 using computed_with = std::conditional_t<Narrow<std::remove_const_t<T>>, std::conditional_t<std::is_const_v<T>, const float, float>, T>;
 
+// Whether elements of S may stand where T is computed with: T itself, for float the 16-bit types too.
+template <class S, class T>
+concept StoredFor = std::is_same_v<S, T> || (std::is_same_v<T, float> && (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>));
+
 // The same memory as bfloat16 or float16: stored_as<heed::bfloat16>(heed::bhtd(eigen_bfloat16_pointer, ...)).
 template <class To, class From, int Rank>
 auto stored_as(const view<From, Rank>& v) {
