@@ -3,6 +3,9 @@
 #include "support/guard_pages.hpp"
 #include "support/shuffled_threads.hpp"
 
+#include <heed/tensor/kv_cache.hpp>
+#include <heed/tensor/stored.hpp>
+
 #include <cstring>
 
 using namespace heed_test;
@@ -109,6 +112,53 @@ TEST_CASE("a call with a workspace asks for no memory, and one without asks once
     // The counter counts.
     CHECK(allocations([] { ::operator delete(::operator new(1)); }) == 1);
     CHECK(allocations([] { ::operator delete(::operator new(64, std::align_val_t{64}), std::align_val_t{64}); }) == 1);
+}
+
+TEST_CASE("a plan names the kernel") {
+    CHECK(std::string(reserved(1000, 2000).plan().kernel) == "tile loop");
+    CHECK(std::string(reserved(1, 2000).plan().kernel) == (heed::row_shape<heed::pack<float>>::possible ? "few rows" : "tile loop"));
+}
+
+// A step of decoding: the cache grows, one plan is made, and all layers run on its workspace.
+TEST_CASE("one plan serves all layers of a step, and nothing asks for memory after it") {
+    using cache_type = heed::kv_cache<heed::bfloat16>;
+    constexpr heed::index layers = 3, heads = 4, key_heads = 2, features = 32;
+    cache_type cache(cache_type::extents{.pages = 400, .page_size = 16, .heads = key_heads, .key_features = features, .layers = layers});
+    random_source r(4);
+    const auto rows = [&](heed::index batch, heed::index h, heed::index tokens) {
+        std::vector<heed::bfloat16> x(static_cast<std::size_t>(batch * h * tokens * features));
+        for (auto& e : x) e = heed::bfloat16(static_cast<float>(r.normal()));
+        return x;
+    };
+    std::vector<heed::index> sequences;
+    for (const heed::index tokens : {3000, 1, 517}) {
+        sequences.push_back(cache.create());
+        const heed::index first = cache.grow(sequences.back(), tokens);
+        for (heed::index layer = 0; layer < layers; ++layer) {
+            const auto k = rows(1, key_heads, tokens), v = rows(1, key_heads, tokens);
+            cache.store(sequences.back(), first, heed::bhtd(k.data(), 1, key_heads, tokens, features),
+                        heed::bhtd(v.data(), 1, key_heads, tokens, features), layer);
+        }
+    }
+    const auto q = rows(3, heads, 1);
+    std::vector<float> out(3 * heads * features), expected(out.size());
+    const auto query = heed::bhtd(q.data(), 3, heads, 1, features);
+    const auto into = [&](std::vector<float>& x) { return heed::bhtd(x.data(), 3, heads, 1, features); };
+    heed::kv_batch batch = cache.batch(sequences);
+    const auto plan = heed::plan(query, cache.keys(batch), cache.values(batch), into(out), batch.seqlens());
+    CHECK(std::string(plan.kernel) != "");
+    std::vector<std::byte> memory(plan.workspace_bytes);
+    for (heed::index layer = 0; layer < layers; ++layer) {
+        heed::attention(query, cache.keys(batch, layer), cache.values(batch, layer), into(expected), batch.seqlens());
+        CHECK(allocations([&] {
+                  heed::attention(query, cache.keys(batch, layer), cache.values(batch, layer), into(out), batch.seqlens(),
+                                  heed::workspace{memory});
+              }) == 0);
+        CHECK(out == expected);
+    }
+    // The batch of the next step is written over this one.
+    for (const heed::index s : sequences) cache.grow(s, 1);
+    CHECK(allocations([&] { cache.batch(sequences, batch); }) == 0);
 }
 
 TEST_CASE("a workspace may lie anywhere, and one that is too small is refused") {

@@ -180,6 +180,30 @@ struct pack {
         return {batch_type(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))))};
     }
 #endif
+#if defined(__AVX512F__)
+    // To the nearest, ties to even, NaN to a quiet NaN.
+    HEED_INLINE void store_bfloat16(std::uint16_t* p) const
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        const __m512i bits = _mm512_castps_si512(v), above = _mm512_srli_epi32(bits, 16);
+        const __m512i odd = _mm512_and_si512(above, _mm512_set1_epi32(1));
+        const __m512i nearest = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        const __m512i r = _mm512_mask_or_epi32(nearest, is_nan, above, _mm512_set1_epi32(0x40));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+    }
+    HEED_INLINE void store_float16(std::uint16_t* p) const
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+#elif defined(__AVX2__) && defined(__F16C__)
+    HEED_INLINE void store_float16(std::uint16_t* p) const
+        requires(std::is_same_v<T, float> && lanes == 8)
+    {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
     // F elements, again and again; without a shuffle where the processor can.
     template <int F>
     HEED_INLINE static pack load_repeated(const T* p) {

@@ -93,6 +93,24 @@ void check_conversions(std::uint16_t infinite) {
 
 }  // namespace
 
+TEST_CASE("whole rows are narrowed as single numbers are") {
+    random_source r(11);
+    std::vector<float> x{0.f, -0.f, 65519.99f, 65520.f, 0x1p-25f, 0x1.8p-25f, 0x1p-150f, -0x1p-149f};
+    for (const std::uint32_t bits :
+         {0x7f800000u, 0xff800000u, 0x7fc00000u, 0xff812345u, 0x7f800001u, 0x7fffffffu, 0x7f7fffffu, 0x3f808000u, 0x3f818000u})
+        x.push_back(std::bit_cast<float>(bits));
+    while (x.size() < 5003) x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(r.between(0, 0xffffffff))));
+    const auto check = [&]<class S>(S) {
+        std::vector<S> row(x.size());
+        heed::narrow_row(x.data(), row.data(), static_cast<heed::index>(x.size()));
+        int wrong = 0;
+        for (std::size_t i = 0; i < x.size(); ++i) wrong += row[i].bits != S(x[i]).bits;
+        CHECK(wrong == 0);
+    };
+    check(bfloat16{});
+    check(float16{});
+}
+
 TEST_CASE("16-bit types round to the nearest, ties to even, and come back exactly") {
     check_conversions<bfloat16>(0x7f80);
     check_conversions<float16>(0x7c00);

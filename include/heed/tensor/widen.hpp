@@ -37,10 +37,15 @@ HEED_NOINLINE void widen_row(const S* from, float* to, index count) {
     for (; i < count; ++i) to[i] = from[i];
 }
 
-template <Narrow S>
+template <Narrow S, class P = pack<float>>
     requires(!std::is_same_v<S, std::int8_t>)
 HEED_NOINLINE void narrow_row(const float* from, S* to, index count) {
-    for (index i = 0; i < count; ++i) to[i] = S(from[i]);
+    index i = 0;
+    if constexpr (std::is_same_v<S, bfloat16> && requires(const P& p) { p.store_bfloat16(&to->bits); })
+        for (; i + P::lanes <= count; i += P::lanes) P::load(from + i).store_bfloat16(&to[i].bits);
+    if constexpr (std::is_same_v<S, float16> && requires(const P& p) { p.store_float16(&to->bits); })
+        for (; i + P::lanes <= count; i += P::lanes) P::load(from + i).store_float16(&to[i].bits);
+    for (; i < count; ++i) to[i] = S(from[i]);
 }
 
 }  // namespace heed::inline HEED_ISA
