@@ -95,7 +95,7 @@ void check_conversions(std::uint16_t infinite) {
 
 TEST_CASE("whole rows are narrowed as single numbers are") {
     random_source r(11);
-    std::vector<float> x{0.f, -0.f, 65519.99f, 65520.f, 0x1p-25f, 0x1.8p-25f, 0x1p-150f, -0x1p-149f};
+    std::vector<float> x{0.f, -0.f, 65519.99f, 65520.f, 0x1p-25f, 0x1.8p-25f, -0x1p-149f};
     for (const std::uint32_t bits :
          {0x7f800000u, 0xff800000u, 0x7fc00000u, 0xff812345u, 0x7f800001u, 0x7fffffffu, 0x7f7fffffu, 0x3f808000u, 0x3f818000u})
         x.push_back(std::bit_cast<float>(bits));
@@ -146,6 +146,13 @@ TEST_CASE("rows of every stored type are widened exactly at every length") {
     check(std::int8_t{});
 }
 
+// Where the native one multiplies bfloat16, the architecture that widens it.
+#if defined(__AVX512F__) && defined(__AVX512CD__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+using widening = heed::run_on<heed::arch::avx512>;
+#else
+using widening = heed::run_on<heed::arch::native>;
+#endif
+
 TEMPLATE_TEST_CASE("16-bit queries, keys and values are attended to as the floats they stand for, bit by bit", "", bfloat16, float16) {
     random_source r(83);
     for (const heed::index keys : {1, 5, 64, 131})
@@ -154,9 +161,9 @@ TEMPLATE_TEST_CASE("16-bit queries, keys and values are attended to as the float
                 const narrowed<TestType> q(normal_tensor<float>(r, {2, 4, queries, d})), k(normal_tensor<float>(r, {2, 2, keys, d})),
                     v(normal_tensor<float>(r, {2, 2, keys, d + 3}));
                 answer<float> stored({2, 4, queries, d + 3}), mixed(stored.out.view.shape), expected(stored.out.view.shape);
-                heed::attention(q.wide.view, k.wide.view, v.wide.view, expected.result(), heed::causal);
-                heed::attention(q.view, k.view, v.view, stored.result(), heed::causal);
-                heed::attention(q.view, k.wide.view, v.view, mixed.result(), heed::causal);
+                heed::attention(q.wide.view, k.wide.view, v.wide.view, expected.result(), heed::causal, widening{});
+                heed::attention(q.view, k.view, v.view, stored.result(), heed::causal, widening{});
+                heed::attention(q.view, k.wide.view, v.view, mixed.result(), heed::causal, widening{});
                 INFO(queries << " queries, " << keys << " keys, " << d << " features");
                 CHECK(stored.same(expected));
                 CHECK(mixed.same(expected));
