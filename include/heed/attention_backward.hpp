@@ -95,8 +95,9 @@ auto state_backward(const char* door, const Q& q, const K& k, const V& v, const 
     using Base = std::remove_const_t<decltype(base)>;
     const auto scale_policy = one_on<axes::scale>(scale{base.scale}, policies...);
     const auto observers = all_on<axes::observer>(policies...);
+    using Seq = typename Base::sequences_type;
     const backward_problem<Base, std::remove_const_t<decltype(scale_policy)>, std::remove_const_t<decltype(observers)>> p{
-        base, gradient, d_lse, dq, dk, dv, scale_policy, observers};
+        base, by_query<Seq>(gradient), by_query<Seq>(d_lse), by_query<Seq>(dq), dk, dv, scale_policy, observers};
     scale_policy.check(door, p.whole);
     check_backward(door, p);
     check_requirement<std::remove_const_t<decltype(p)>, Policies...>(door);

@@ -55,6 +55,14 @@ struct strided_rows {
     }
 };
 
+// The rows of a source with one batch entry, whichever is asked for.
+template <RowSource S>
+struct rows_for_all : S {
+    void rows(index, index head, index first, index count, typename S::value_type* scratch, const typename S::value_type** out) const {
+        S::rows(0, head, first, count, scratch, out);
+    }
+};
+
 template <class T>
 strided_rows<std::remove_const_t<T>> row_source(const view<T, 4>& v) {
     return {v};
