@@ -54,7 +54,8 @@ HEED_NOINLINE inline float quantize_row(const float* from, std::int8_t* to, inde
     std::uint32_t most = 0;
     for (index i = 0; i < count; ++i) most = std::max(most, std::bit_cast<std::uint32_t>(from[i]) & 0x7fffffff);
     const bool finite = most < 0x7f800000;
-    const float scale = finite ? std::bit_cast<float>(most) / 127 : std::numeric_limits<float>::quiet_NaN();
+    // 127 times the largest scale is finite.
+    const float scale = finite ? std::min(std::bit_cast<float>(most) / 127, 0x1.020406p121f) : std::numeric_limits<float>::quiet_NaN();
     if (!(scale > 0)) {
         std::fill(to, to + count, std::int8_t{0});
         return scale;
