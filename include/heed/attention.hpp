@@ -97,7 +97,7 @@ HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
     check_source(door, "value", p.v);
-    if constexpr (packs_queries<typename Problem::sequences_type>) {
+    if constexpr (requires { requires packs_queries<typename Problem::sequences_type>; }) {
         p.sequences.check(door, p.whole);
         require(k[0] == p.sequences.count(p.whole), door, "key batch", k[0], "must equal sequences", p.sequences.count(p.whole));
     } else {
