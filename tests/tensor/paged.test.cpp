@@ -178,9 +178,9 @@ TEST_CASE("scales that do not lie as their int8 pages do are refused") {
     const std::vector<float> q(std::size_t{2 * 2 * 6});
     answer<float> a({2, 2, 1, 6});
     const auto refused = [&](const auto& scale, heed::index columns = 2) {
-        const heed::quantized k(heed::paged(heed::bhtd(small.data(), 4, 2, 8, 6),
-                                            heed::view<const std::int32_t, 2>{table.data(), {2, columns}, {2, 1}}, heed::index{8}),
-                                scale);
+        const heed::paged rows{heed::bhtd(small.data(), 4, 2, 8, 6), heed::view<const std::int32_t, 2>{table.data(), {2, columns}, {2, 1}},
+                               heed::index{8}};
+        const heed::quantized k(rows, scale);
         return refusal([&] { heed::attention(heed::bhtd(q.data(), 2, 2, 1, 6), k, k, a.result(), heed::seqlens_k{lengths}); });
     };
     CHECK(refused(heed::bhtd(by.data(), 4, 2, 8, 1)) == "accepted");
@@ -201,7 +201,8 @@ TEST_CASE("scales that do not lie as their int8 pages do are refused") {
     table[1] = -1;
     CHECK(refused(whole) == "heed::attention: key page (-1) must be at least 0 and below the pages of its pool (4)");
     const std::vector<std::int32_t> indptr{0, 2, 3}, indices{0, 3, 1};
-    const heed::quantized lists(heed::paged(heed::bhtd(small.data(), 4, 2, 8, 6), heed::csr_pages{indptr, indices}, heed::index{8}), whole);
+    const heed::paged in_lists{heed::bhtd(small.data(), 4, 2, 8, 6), heed::csr_pages{indptr, indices}, heed::index{8}};
+    const heed::quantized lists(in_lists, whole);
     CHECK(refusal([&] { heed::attention(heed::bhtd(q.data(), 2, 2, 1, 6), lists, lists, a.result(), heed::seqlens_k{lengths}); }) ==
           "heed::attention: key pages of a sequence (1) must not be fewer than (2) for its tokens (9)");
 }
