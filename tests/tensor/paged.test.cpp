@@ -132,43 +132,46 @@ TEST_CASE("with seqlens_k every entry is a call of its own, and nothing behind i
 
 TEST_CASE("int8 pages with scales in the same pages are attended to as the numbers that they stand for") {
     random_source r(64);
+    const auto check = [&](heed::index size, heed::index keys, heed::index queries, heed::index blocks, heed::index d) {
+        const auto q = normal_tensor<float>(r, {2, 4, queries, d});
+        const std::vector<std::int32_t> lengths{static_cast<std::int32_t>(keys), static_cast<std::int32_t>(keys / 2)};
+        tensor<std::int8_t> small({2, 2, keys, d});
+        small.fill([&] { return r.between(-128, 127); });
+        tensor<float> scale({2, 2, keys, blocks}), wide({2, 2, keys, d});
+        scale.fill([&] { return r.normal() / 256; });
+        tensor<double> exact({2, 2, keys, d});
+        for (heed::index b = 0; b < 2; ++b)
+            for (heed::index h = 0; h < 2; ++h)
+                for (heed::index t = 0; t < keys; ++t)
+                    for (heed::index i = 0; i < d; ++i) {
+                        const float x = small.view(b, h, t, i), by = scale.view(b, h, t, i / (d / blocks));
+                        exact.view(b, h, t, i) = static_cast<double>(x) * static_cast<double>(by);
+                        wide.view(b, h, t, i) = x * by;
+                    }
+        const scattered<std::int8_t> pages(r, small.view, lengths, size, order::bthd);
+        const auto scales = pages.beside(scale.view, lengths, pages.pool.view.extent(0), order::bhtd);
+        const heed::seqlens_k ragged{lengths};
+        const heed::quantized rows(small.view, scale.view);
+        answer<float> paged({2, 4, queries, d}), lying(paged.out.view.shape), widened_rows(paged.out.view.shape);
+        answer<double> expected(paged.out.view.shape);
+        heed::attention(q.view, heed::quantized(pages.by_table(), scales.view), heed::quantized(pages.by_lists(), scales.view),
+                        paged.result(), heed::causal, ragged);
+        heed::attention(q.view, rows, rows, lying.result(), heed::causal, ragged);
+        heed::attention(q.view, wide.view, wide.view, widened_rows.result(), heed::causal, ragged);
+        heed::reference::attention(widened(q.view).view, exact.view, exact.view, expected.result(), heed::causal, ragged);
+        INFO(queries << " queries, " << keys << " keys of " << d << " features in pages of " << size << ", " << blocks << " scales a row");
+        CHECK(paged.same(lying));
+        for (const auto* got : {&paged, &widened_rows}) {
+            CHECK(distance(elements(got->out.view), elements(expected.out.view)) < 4e-6);
+            CHECK(distance(elements(got->lse), elements(expected.lse)) < 4e-6);
+        }
+    };
     for (const heed::index size : {1, 7, 16, 100})
         for (const heed::index keys : {5, 64, 131})
             for (const heed::index queries : {1, 4, 40})
-                for (const heed::index blocks : {1, 3}) {
-                    constexpr heed::index d = 12;
-                    const auto q = normal_tensor<float>(r, {2, 4, queries, d});
-                    const std::vector<std::int32_t> lengths{static_cast<std::int32_t>(keys), static_cast<std::int32_t>(keys / 2)};
-                    tensor<std::int8_t> small({2, 2, keys, d});
-                    small.fill([&] { return r.between(-128, 127); });
-                    const auto scale = normal_tensor<float>(r, {2, 2, keys, blocks});
-                    tensor<double> exact({2, 2, keys, d});
-                    for (heed::index b = 0; b < 2; ++b)
-                        for (heed::index h = 0; h < 2; ++h)
-                            for (heed::index t = 0; t < keys; ++t)
-                                for (heed::index i = 0; i < d; ++i)
-                                    exact.view(b, h, t, i) = static_cast<double>(small.view(b, h, t, i)) / 64 *
-                                                             static_cast<double>(scale.view(b, h, t, i / (d / blocks)));
-                    tensor<float> small_scale(scale.view.shape);
-                    for (heed::index b = 0; b < 2; ++b)
-                        for (heed::index h = 0; h < 2; ++h)
-                            for (heed::index t = 0; t < keys; ++t)
-                                for (heed::index i = 0; i < blocks; ++i) small_scale.view(b, h, t, i) = scale.view(b, h, t, i) / 64;
-                    const scattered<std::int8_t> pages(r, small.view, lengths, size, order::bthd);
-                    const auto scales = pages.beside(small_scale.view, lengths, pages.pool.view.extent(0), order::bhtd);
-                    const heed::seqlens_k ragged{lengths};
-                    answer<float> paged({2, 4, queries, d}), lying(paged.out.view.shape);
-                    answer<double> expected(paged.out.view.shape);
-                    heed::attention(q.view, heed::quantized(pages.by_table(), scales.view), heed::quantized(pages.by_lists(), scales.view),
-                                    paged.result(), heed::causal, ragged);
-                    const heed::quantized rows(small.view, small_scale.view);
-                    heed::attention(q.view, rows, rows, lying.result(), heed::causal, ragged);
-                    heed::reference::attention(widened(q.view).view, exact.view, exact.view, expected.result(), heed::causal, ragged);
-                    INFO(queries << " queries, " << keys << " keys in pages of " << size << ", " << blocks << " scales a row");
-                    CHECK(paged.same(lying));
-                    CHECK(distance(elements(paged.out.view), elements(expected.out.view)) < 4e-6);
-                    CHECK(distance(elements(paged.lse), elements(expected.lse)) < 4e-6);
-                }
+                for (const heed::index blocks : {1, 3}) check(size, keys, queries, blocks, 12);
+    // So many that rows are prefetched.
+    for (const heed::index queries : {1, 3, 30}) check(16, 1200, queries, 1, 128);
 }
 
 TEST_CASE("scales that do not lie as their int8 pages do are refused") {
