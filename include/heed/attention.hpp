@@ -1,12 +1,13 @@
 // attention(q, k, v, out, policies...): softmax(mods(scale q k^T), mask) v, fused and tiled (Dao et al. 2022, on a CPU).
 //
 // Shapes: q (B, H, Tq, D), k (B, Hk, Tk, D), v (B, Hk, Tk, Dv), out (B, H, Tq, Dv) or result{out, lse}, H a multiple of Hk; query head
-// h reads key head h / (H / Hk). Dv may differ from D, and v may share memory with k. Views are borrowed for the call; their last
-// stride is 1. Error against double, naive being a plain loop in the same type, s the size of the scores and v that of the values: out
-// 2 naive + 4 eps v s, lse 2 naive + 8 eps s + 16 eps (exponentials may count from a power of two 2^40 away from the row's maximum);
-// over many calls the rms error of either stays below 2 naive. Where q, k and v are all bfloat16 and the processor multiplies such
-// (run_on<arch::avx512_bf16> or avx512_amx, the default there), weights are rounded to it: out gains 2^-8 v. Throws std::invalid_argument,
-// with nothing written, for shapes, strides, pointers or parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
+// h reads key head h / (H / Hk). Dv may differ from D, and v may share memory with k. With packed_queries q, out and lse have batch 1, k
+// and v one entry for each sequence. Views are borrowed for the call; their last stride is 1. Error against double, naive being a plain
+// loop in the same type, s the size of the scores and v that of the values: out 2 naive + 4 eps v s, lse 2 naive + 8 eps s + 16 eps
+// (exponentials may count from a power of two 2^40 away from the row's maximum); over many calls the rms error of either stays below 2
+// naive. Where q, k and v are all bfloat16 and the processor multiplies such (run_on<arch::avx512_bf16> or avx512_amx, the default there),
+// weights are rounded to it: out gains 2^-8 v. Throws std::invalid_argument, with nothing written, for shapes, strides, pointers or
+// parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>
@@ -97,7 +98,12 @@ HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
     check_source(door, "value", p.v);
-    require(k[0] == q[0], door, "key batch", k[0], "must equal query batch", q[0]);
+    if constexpr (requires { requires packs_queries<typename Problem::sequences_type>; }) {
+        p.sequences.check(door, p.whole);
+        require(k[0] == p.sequences.count(p.whole), door, "key batch", k[0], "must equal sequences", p.sequences.count(p.whole));
+    } else {
+        require(k[0] == q[0], door, "key batch", k[0], "must equal query batch", q[0]);
+    }
     same_extents(door, "value", v, "key", k, 3);
     require(k[3] == q[3], door, "key features", k[3], "must equal query features", q[3]);
     require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);
@@ -171,9 +177,23 @@ constexpr const char* slow_because() {
     return nullptr;
 }
 
+// What lies by query rows, for sequences numbered as their keys: with packed queries one entry stands for all.
+template <class Sequences, class X>
+auto by_query(const X& x) {
+    if constexpr (!packs_queries<Sequences>) {
+        return x;
+    } else if constexpr (is_view<X>) {
+        X shared = x;
+        if (x.extent(0) == 1) shared.strides[0] = 0;
+        return shared;
+    } else {
+        return rows_for_all<X>{x};
+    }
+}
+
 // The problem that a call states, unchecked; `out` and `lse` may be views of const.
 template <class Q, class K, class V, class Out, class... Policies>
-auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const view<computed_with<Out>, 3>& lse,
+auto state(const Q& rows, const K& k, const V& v, const view<Out, 4>& out, const view<computed_with<Out>, 3>& lse,
            const Policies&... policies) {
     check_policies<Policies...>();
     using source = typename Q::value_type;
@@ -188,24 +208,27 @@ auto state(const Q& q, const K& k, const V& v, const view<Out, 4>& out, const vi
     auto accumulator = one_on<axes::accumulator>(softmax{}, policies...);
     auto weight = one_on<axes::weight>(whole_weights{}, policies...);
     auto sequences = one_on<axes::sequences>(whole_batch{}, policies...);
+    using sequences_type = decltype(sequences);
+    const auto q = by_query<sequences_type>(rows);
     const auto given = one_on<axes::scale>(scale{similarity.default_scale(q.shape()[3])}, policies...);
     const auto shape = q.shape();
-    return attention_problem<arch_type, Q, K, V, Out, decltype(similarity), decltype(mods), decltype(mask), decltype(accumulator),
-                             decltype(weight), decltype(sequences)>{q,
-                                                                    k,
-                                                                    v,
-                                                                    out,
-                                                                    lse,
-                                                                    {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]},
-                                                                    similarity,
-                                                                    given.value,
-                                                                    mods,
-                                                                    mask,
-                                                                    accumulator,
-                                                                    weight,
-                                                                    sequences,
-                                                                    one_on<axes::splitting>(split_keys{}, policies...).parts,
-                                                                    count_on<axes::invariance, Policies...> == 1};
+    return attention_problem<arch_type, std::remove_const_t<decltype(q)>, K, V, Out, decltype(similarity), decltype(mods), decltype(mask),
+                             decltype(accumulator), decltype(weight), sequences_type>{
+        q,
+        k,
+        v,
+        by_query<sequences_type>(out),
+        by_query<sequences_type>(lse),
+        {shape[0], shape[1], k.shape()[1], shape[2], k.shape()[2]},
+        similarity,
+        given.value,
+        mods,
+        mask,
+        accumulator,
+        weight,
+        sequences,
+        one_on<axes::splitting>(split_keys{}, policies...).parts,
+        count_on<axes::invariance, Policies...> == 1};
 }
 template <class Problem, class... Policies>
 void check_requirement(const char* door) {

@@ -2,11 +2,11 @@
 //
 //   delta = sum d_out out,  P = exp(S - lse),  dV = P^T d_out,  dS = P (d_out V^T - delta),  dQ = scale dS K,  dK = scale dS^T Q
 // Shapes as in the forward; `out` and `lse` are those of a forward call with the same policies, d_out (B, H, Tq, Dv) is the gradient of
-// out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v and overwritten; where v is a view of k, their
-// gradients stay apart and the caller adds them. Score modifications are differentiated by themselves (kernel/dual.hpp); parameters named
-// by with_gradient get theirs. Nothing of size Tq Tk is stored. Rows that see no key have gradient exactly 0. Error against double: rms
-// over many calls below twice that of plain loops in the same type, which take out and lse from plain loops. Throws
-// std::invalid_argument, with nothing written, for what does not fit.
+// out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v and overwritten, but for rows behind the keys
+// that seqlens_k or packed_queries name; where v is a view of k, their gradients stay apart and the caller adds them. Score
+// modifications are differentiated by themselves (kernel/dual.hpp); parameters named by with_gradient get theirs. Nothing of size Tq Tk
+// is stored. Rows that see no key have gradient exactly 0. Error against double: rms over many calls below twice that of plain loops in
+// the same type, which take out and lse from plain loops. Throws std::invalid_argument, with nothing written, for what does not fit.
 #pragma once
 
 #include <heed/attention.hpp>
@@ -101,8 +101,9 @@ auto state_backward(const char* door, const Q& q, const K& k, const V& v, const 
     using Base = std::remove_const_t<decltype(base)>;
     const auto scale_policy = one_on<axes::scale>(scale{base.scale}, policies...);
     const auto observers = all_on<axes::observer>(policies...);
+    using Seq = typename Base::sequences_type;
     const backward_problem<Base, DOut, std::remove_const_t<decltype(scale_policy)>, std::remove_const_t<decltype(observers)>, DQ, DK, DV> p{
-        base, gradient, d_lse, dq, dk, dv, scale_policy, observers};
+        base, by_query<Seq>(gradient), by_query<Seq>(d_lse), by_query<Seq>(dq), dk, dv, scale_policy, observers};
     scale_policy.check(door, p.whole);
     check_backward(door, p);
     check_requirement<std::remove_const_t<decltype(p)>, Policies...>(door);

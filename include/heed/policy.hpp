@@ -58,7 +58,7 @@ consteval void check_policies() {
     static_assert(count_on<axes::scale, Policies...> <= 1, "heed: at most one scale can be given");
     static_assert(count_on<axes::accumulator, Policies...> <= 1, "heed: at most one accumulator (such as softmax or sinks) can be given");
     static_assert(count_on<axes::weight, Policies...> <= 1, "heed: at most one weight factor (such as dropout) can be given");
-    static_assert(count_on<axes::sequences, Policies...> <= 1, "heed: at most one segments or seqlens_k can be given");
+    static_assert(count_on<axes::sequences, Policies...> <= 1, "heed: at most one of segments, seqlens_k and packed_queries can be given");
     static_assert(count_on<axes::executor, Policies...> <= 1, "heed: at most one executor can be given");
     static_assert(count_on<axes::memory, Policies...> <= 1, "heed: at most one workspace can be given");
     static_assert(count_on<axes::requirement, Policies...> <= 1, "heed: at most one requirement can be given");

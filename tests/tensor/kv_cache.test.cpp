@@ -5,10 +5,14 @@
 
 #include <heed/attention.hpp>
 #include <heed/mask/causal.hpp>
+#include <heed/reference.hpp>
 #include <heed/tensor/kv_cache.hpp>
+#include <heed/tensor/stored.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -21,24 +25,38 @@ namespace {
 
 constexpr heed::index heads = 2, d_k = 5, d_v = 3;
 
+// What a cache of T makes of a row.
+template <class T>
+std::vector<float> kept(std::vector<float> row) {
+    if constexpr (std::is_same_v<T, std::int8_t>) {
+        float most = 0;
+        for (const float x : row) most = std::max(most, std::abs(x));
+        const float scale = most / 127;
+        for (float& x : row) x = scale == 0 ? 0 : std::nearbyint(x / scale) * scale;
+    }
+    return row;
+}
 // Rows of new tokens, and where they are kept in the test: one vector a token.
 struct tokens {
     tensor<float> k, v;
     explicit tokens(random_source& r, heed::index count)
         : k(normal_tensor<float>(r, {1, heads, count, d_k}, order::bthd, {2, 1, 3, 1})),
           v(normal_tensor<float>(r, {1, heads, count, d_v})) {}
+    template <class T>
     std::vector<float> row(heed::index t) const {
         std::vector<float> all;
-        for (heed::index h = 0; h < heads; ++h) {
-            all.insert(all.end(), &k.view(0, h, t, 0), &k.view(0, h, t, 0) + d_k);
-            all.insert(all.end(), &v.view(0, h, t, 0), &v.view(0, h, t, 0) + d_v);
-        }
+        for (heed::index h = 0; h < heads; ++h)
+            for (const auto& x : {k.view, v.view}) {
+                const auto part = kept<T>({&x(0, h, t, 0), &x(0, h, t, 0) + x.extent(3)});
+                all.insert(all.end(), part.begin(), part.end());
+            }
         return all;
     }
 };
 using history = std::vector<std::vector<float>>;
 
-history read(const cache_type& cache, heed::index sequence) {
+template <class T>
+history read(const heed::kv_cache<T>& cache, heed::index sequence) {
     const heed::index n = cache.length(sequence);
     tensor<float> k({1, heads, n, d_k}), v({1, heads, n, d_v});
     cache.gather(sequence, 0, k.view, v.view);
@@ -55,10 +73,10 @@ history read(const cache_type& cache, heed::index sequence) {
 
 }  // namespace
 
-TEST_CASE("any order of appending, forking, truncating and releasing keeps every sequence's tokens") {
+TEMPLATE_TEST_CASE("any order of appending, forking, truncating and releasing keeps every sequence's tokens", "", float, std::int8_t) {
     for (const heed::index page_size : {1, 4, 7}) {
         random_source r(71 + static_cast<std::uint64_t>(page_size));
-        cache_type cache({.pages = 40, .page_size = page_size, .heads = heads, .key_features = d_k, .value_features = d_v});
+        heed::kv_cache<TestType> cache({.pages = 40, .page_size = page_size, .heads = heads, .key_features = d_k, .value_features = d_v});
         std::map<heed::index, history> expected;
         int refused = 0, forked = 0;
         for (int step = 0; step < 3000; ++step) {
@@ -81,7 +99,7 @@ TEST_CASE("any order of appending, forking, truncating and releasing keeps every
                     CHECK(cache.free_pages() == before);
                 } else {
                     CHECK(cache.append(s, more.k.view, more.v.view) == static_cast<heed::index>(expected[s].size()));
-                    for (heed::index t = 0; t < count; ++t) expected[s].push_back(more.row(t));
+                    for (heed::index t = 0; t < count; ++t) expected[s].push_back(more.row<TestType>(t));
                     CHECK(cache.free_pages() == before - needed);
                 }
             } else if (what < 75 && expected.size() < 8) {
@@ -138,6 +156,175 @@ TEST_CASE("decoding over a cache is the last row of a prefill, bit by bit where 
         heed::attention(part(q.view), prompt.k.view, prompt.v.view, alone.result(), heed::causal);
         CHECK(same_bits(elements(part(together.out.view)), elements(alone.out.view)));
     }
+}
+
+TEST_CASE("rows of an int8 cache are the nearest multiples of their own scale, ties to even, and NaN as a whole where one number is") {
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity(),
+                    most = std::numeric_limits<float>::max();
+    constexpr heed::index n = 9, d = 4;
+    // Ties; zeros; no numbers; a scale below the least number; one so coarse that quotients pass 127; the largest and the least normal
+    // number.
+    const std::vector<float> rows{127,
+                                  0.5f,
+                                  1.5f,
+                                  -2.5f,
+                                  0,
+                                  -0.f,
+                                  0,
+                                  0,
+                                  1,
+                                  nan,
+                                  3,
+                                  4,
+                                  1,
+                                  2,
+                                  -4,
+                                  infinity,
+                                  1,
+                                  -infinity,
+                                  0,
+                                  0,
+                                  0x1p-149f,
+                                  -0x1p-148f,
+                                  0,
+                                  0,
+                                  0x1.7cp-142f,
+                                  -0x1.7cp-142f,
+                                  0x1p-149f,
+                                  0,
+                                  most,
+                                  -most,
+                                  1,
+                                  0,
+                                  -0x1p-126f,
+                                  0x1p-127f,
+                                  0x1p-126f,
+                                  0x1p-130f};
+    heed::kv_cache<std::int8_t> cache({.pages = 3, .page_size = 4, .heads = 1, .key_features = d});
+    const heed::index s = cache.create();
+    const auto view = heed::bhtd(rows.data(), 1, 1, n, d);
+    cache.append(s, view, view);
+    std::vector<float> k(rows.size()), v(rows.size());
+    cache.gather(s, 0, heed::bhtd(k.data(), 1, 1, n, d), heed::bhtd(v.data(), 1, 1, n, d));
+    CHECK(same_bits(k, v));
+    const auto row = [&](heed::index t) { return std::vector<float>(k.begin() + t * d, k.begin() + (t + 1) * d); };
+    CHECK(row(0) == std::vector<float>{127, 0, 2, -2});
+    CHECK(row(1) == std::vector<float>{0, 0, 0, 0});
+    for (const heed::index t : {2, 3, 4})
+        for (const float x : row(t)) CHECK(std::isnan(x));
+    CHECK(row(5) == std::vector<float>{0, 0, 0, 0});
+    for (const heed::index t : {6, 7, 8}) {
+        const float scale = cache.key_scales()(t / 4, 0, t % 4, 0);
+        for (heed::index i = 0; i < d; ++i) {
+            const float x = rows[static_cast<std::size_t>(t * d + i)];
+            INFO("row " << t << ", feature " << i);
+            CHECK(std::abs(row(t)[static_cast<std::size_t>(i)] - x) <= (t == 6 ? std::abs(x) / 2 : scale * 0.5001f));
+        }
+    }
+}
+
+TEST_CASE("decoding over an int8 cache attends to what it gives back, and a row with NaN reaches who sees it alone") {
+    random_source r(78);
+    for (const heed::index queries : {1, 3, 70}) {
+        heed::kv_cache<std::int8_t> cache({.pages = 64, .page_size = 16, .heads = heads, .key_features = d_k, .value_features = d_v});
+        const std::vector<heed::index> lengths{70, 100, 210};
+        std::vector<heed::index> ids;
+        const heed::index most = 224;
+        tensor<float> k({3, heads, most, d_k}), v({3, heads, most, d_v});
+        for (heed::index b = 0; b < 3; ++b) {
+            const heed::index n = lengths[static_cast<std::size_t>(b)];
+            ids.push_back(cache.create());
+            tokens prompt(r, n);
+            // Only the last two queries see it.
+            if (b == 2) prompt.v.view(0, 1, n - 2, 1) = std::numeric_limits<float>::quiet_NaN();
+            cache.append(ids.back(), prompt.k.view, prompt.v.view);
+            const auto part = [&](const heed::view<float, 4>& x) {
+                return heed::view<float, 4>{&x(b, 0, 0, 0), {1, heads, n, x.extent(3)}, x.strides};
+            };
+            cache.gather(ids.back(), 0, part(k.view), part(v.view));
+        }
+        const heed::kv_batch batch = cache.batch(ids);
+        const auto q = normal_tensor<float>(r, {3, 4, queries, d_k});
+        answer<float> got({3, 4, queries, d_v});
+        answer<double> expected(got.out.view.shape);
+        heed::attention(q.view, cache.keys(batch), cache.values(batch), got.result(), heed::causal, batch.seqlens());
+        heed::reference::attention(widened(q.view).view, widened(k.view).view, widened(v.view).view, expected.result(), heed::causal,
+                                   batch.seqlens());
+        INFO(queries << " queries");
+        CHECK(distance(elements(got.out.view), elements(expected.out.view)) < 4e-6);
+        CHECK(distance(elements(got.lse), elements(expected.lse)) < 4e-6);
+        for (heed::index h = 0; h < 4; ++h)
+            for (heed::index i = 0; i < queries; ++i) CHECK(std::isnan(got.out.view(2, h, i, 0)) == (h >= 2 && i + 2 >= queries));
+    }
+}
+
+TEST_CASE("a prefix that sequences share is attended to once, with the queries of all, and joined to their own tokens") {
+    random_source r(79);
+    using bfloat16 = heed::bfloat16;
+    constexpr heed::index query_heads = 6, page_size = 8;
+    for (const heed::index shared : {0, 7, 8, 45, 160})
+        for (const heed::index queries : {1, 3, 20}) {
+            heed::kv_cache<bfloat16> cache({.pages = 200, .page_size = page_size, .heads = heads, .key_features = d_k});
+            const auto append = [&](heed::index s, heed::index n) {
+                std::vector<bfloat16> k, v;
+                for (heed::index i = 0; i < heads * n * d_k; ++i) {
+                    k.push_back(bfloat16(static_cast<float>(r.normal())));
+                    v.push_back(bfloat16(static_cast<float>(r.normal())));
+                }
+                cache.append(s, heed::bhtd(k.data(), 1, heads, n, d_k), heed::bhtd(v.data(), 1, heads, n, d_k));
+            };
+            std::vector<heed::index> ids{cache.create()};
+            append(ids[0], shared);
+            for (int i = 0; i < 3; ++i) ids.push_back(cache.fork(ids[0]));
+            std::vector<std::int32_t> starts{0};
+            for (const heed::index s : ids) {
+                append(s, queries + r.between(0, 30));
+                starts.push_back(starts.back() + static_cast<std::int32_t>(queries));
+            }
+            const heed::index rows = starts.back();
+            const auto q = normal_tensor<float>(r, {1, query_heads, rows, d_k});
+            answer<float> far({1, query_heads, rows, d_k}), near(far.out.view.shape), joined(far.out.view.shape);
+            answer<double> expected(far.out.view.shape);
+
+            const auto [prefix, own] = cache.shared_batch(ids, queries);
+            heed::attention(q.view, cache.keys(prefix), cache.values(prefix), far.result());
+            heed::attention(q.view, cache.keys(own), cache.values(own), near.result(), heed::causal, own.packed(starts));
+            heed::merge_states(joined.result(), far.result(), near.result());
+
+            const heed::kv_batch whole = cache.batch(ids);
+            tensor<double> k({4, heads, whole.pages * page_size, d_k}), v(k.view.shape);
+            for (heed::index b = 0; b < 4; ++b) {
+                const heed::index n = cache.length(ids[static_cast<std::size_t>(b)]);
+                std::vector<bfloat16> k_rows(static_cast<std::size_t>(heads * n * d_k)), v_rows(k_rows.size());
+                const auto k_view = heed::bhtd(k_rows.data(), 1, heads, n, d_k), v_view = heed::bhtd(v_rows.data(), 1, heads, n, d_k);
+                cache.gather(ids[static_cast<std::size_t>(b)], 0, k_view, v_view);
+                for (heed::index h = 0; h < heads; ++h)
+                    for (heed::index t = 0; t < n; ++t)
+                        for (heed::index d = 0; d < d_k; ++d) {
+                            k.view(b, h, t, d) = static_cast<double>(static_cast<float>(k_view(0, h, t, d)));
+                            v.view(b, h, t, d) = static_cast<double>(static_cast<float>(v_view(0, h, t, d)));
+                        }
+            }
+            heed::reference::attention(widened(q.view).view, k.view, v.view, expected.result(), heed::causal, whole.packed(starts));
+            INFO(shared << " shared tokens, " << queries << " queries a sequence");
+            CHECK(prefix.pages == shared / page_size);
+            CHECK(prefix.lengths[0] == shared / page_size * page_size);
+            CHECK(distance(elements(joined.out.view), elements(expected.out.view)) < 4e-6);
+            CHECK(distance(elements(joined.lse), elements(expected.lse)) < 4e-6);
+        }
+    // What the queries themselves lie in is left to each sequence.
+    heed::kv_cache<float> cache({.pages = 9, .page_size = 4, .heads = heads, .key_features = d_k, .value_features = d_v});
+    const tokens twelve(r, 12);
+    std::vector<heed::index> ids{cache.create()};
+    cache.append(ids[0], twelve.k.view, twelve.v.view);
+    ids.push_back(cache.fork(ids[0]));
+    CHECK(cache.shared_batch(ids, 0).prefix.pages == 3);
+    CHECK(cache.shared_batch(ids).prefix.pages == 2);
+    CHECK(cache.shared_batch(ids).own.lengths == std::vector<std::int32_t>{4, 4});
+    CHECK(cache.shared_batch(ids, 5).prefix.pages == 1);
+    CHECK(cache.shared_batch(ids, 50).prefix.pages == 0);
+    CHECK(cache.shared_batch({}).own.lengths.empty());
+    CHECK(refusal([&] { cache.shared_batch(ids, -1); }) == "heed::kv_cache shared_batch: queries (-1) must not be below (0)");
 }
 
 TEST_CASE("layers share pages and lengths, and a fork's next token leaves the other's alone in every layer") {

@@ -6,7 +6,9 @@
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
 #include <heed/mask/causal.hpp>
+#include <heed/reference.hpp>
 #include <heed/tensor/paged.hpp>
+#include <heed/tensor/stored.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,17 +22,16 @@ using namespace heed_test;
 
 namespace {
 
-// The rows of `dense`, scattered over pages in a drawn order; everything else is NaN.
+// The rows of `dense`, scattered over pages in a drawn order; everything else is NaN, or 0 where there is none.
+template <class T>
 struct scattered {
-    tensor<float> pool;
+    tensor<T> pool;
     std::vector<std::int32_t> table, indptr{0}, indices;
     heed::index page_size, columns;
 
-    scattered(random_source& r, const heed::view<float, 4>& dense, const std::vector<std::int32_t>& lengths, heed::index size, order layout)
+    scattered(random_source& r, const heed::view<T, 4>& dense, const std::vector<std::int32_t>& lengths, heed::index size, order layout)
         : page_size(size), columns((dense.extent(2) + size - 1) / size) {
         const heed::index batch = dense.extent(0), pages = batch * columns + 3;
-        pool = tensor<float>({pages, dense.extent(1), size, dense.extent(3)}, layout, {1, 2, 3, 1});
-        pool.fill([] { return tensor<float>::hole; });
         std::vector<std::int32_t> free(static_cast<std::size_t>(pages));
         std::iota(free.begin(), free.end(), 0);
         for (std::size_t i = free.size(); i > 1; --i)
@@ -44,11 +45,20 @@ struct scattered {
                 free.pop_back();
             }
             indptr.push_back(static_cast<std::int32_t>(indices.size()));
-            for (heed::index h = 0; h < dense.extent(1); ++h)
-                for (heed::index t = 0; t < length; ++t)
-                    for (heed::index d = 0; d < dense.extent(3); ++d)
-                        pool.view(table[static_cast<std::size_t>(b * columns + t / size)], h, t % size, d) = dense(b, h, t, d);
         }
+        pool = beside(dense, lengths, pages, layout);
+    }
+    // Other rows of the same tokens, in the same pages.
+    template <class U>
+    tensor<U> beside(const heed::view<U, 4>& dense, const std::vector<std::int32_t>& lengths, heed::index pages, order layout) const {
+        tensor<U> to({pages, dense.extent(1), page_size, dense.extent(3)}, layout, {1, 2, 3, 1});
+        to.fill([] { return tensor<U>::hole; });
+        for (heed::index b = 0; b < dense.extent(0); ++b)
+            for (heed::index h = 0; h < dense.extent(1); ++h)
+                for (heed::index t = 0; t < lengths[static_cast<std::size_t>(b)]; ++t)
+                    for (heed::index d = 0; d < dense.extent(3); ++d)
+                        to.view(table[static_cast<std::size_t>(b * columns + t / page_size)], h, t % page_size, d) = dense(b, h, t, d);
+        return to;
     }
     heed::view<const std::int32_t, 2> block_table() const {
         return {table.data(), {static_cast<heed::index>(indptr.size()) - 1, columns}, {columns, 1}};
@@ -69,7 +79,7 @@ TEST_CASE("paged keys and values are attended to as contiguous ones, bit by bit,
                 const auto d_out = normal_tensor<float>(r, {2, 4, 33, 7});
                 const auto length = static_cast<std::int32_t>(keys);
                 const std::vector<std::int32_t> lengths{length, length};
-                const scattered pages_k(r, k.view, lengths, size, layout), pages_v(r, v.view, lengths, size, layout);
+                const scattered<float> pages_k(r, k.view, lengths, size, layout), pages_v(r, v.view, lengths, size, layout);
                 const heed::seqlens_k whole{lengths};
                 answer<float> expected({2, 4, 33, 7}), by_table(expected.out.view.shape), by_lists(expected.out.view.shape);
                 heed::attention(q.view, k.view, v.view, expected.result(), heed::causal);
@@ -101,7 +111,7 @@ TEST_CASE("with seqlens_k every entry is a call of its own, and nothing behind i
         for (heed::index b = 0; b < 4; ++b)
             for (heed::index t = lengths[static_cast<std::size_t>(b)]; t < 70; ++t)
                 for (heed::index h = 0; h < 2; ++h) k.view(b, h, t, 0) = v.view(b, h, t, 0) = tensor<float>::hole;
-        const scattered pages_k(r, k.view, lengths, 16, order::bhtd), pages_v(r, v.view, lengths, 16, order::bthd);
+        const scattered<float> pages_k(r, k.view, lengths, 16, order::bhtd), pages_v(r, v.view, lengths, 16, order::bthd);
         const heed::seqlens_k ragged{lengths};
         answer<float> padded({4, 4, queries, 7}), paged(padded.out.view.shape);
         heed::attention(q.view, k.view, v.view, padded.result(), heed::causal, ragged);
@@ -118,6 +128,86 @@ TEST_CASE("with seqlens_k every entry is a call of its own, and nothing behind i
             CHECK(same_bits(elements(part(padded.out.view, queries)), elements(one.out.view)));
         }
     }
+}
+
+TEST_CASE("int8 pages with scales in the same pages are attended to as the numbers that they stand for") {
+    random_source r(64);
+    const auto check = [&](heed::index size, heed::index keys, heed::index queries, heed::index blocks, heed::index d) {
+        const auto q = normal_tensor<float>(r, {2, 4, queries, d});
+        const std::vector<std::int32_t> lengths{static_cast<std::int32_t>(keys), static_cast<std::int32_t>(keys / 2)};
+        tensor<std::int8_t> small({2, 2, keys, d});
+        small.fill([&] { return r.between(-128, 127); });
+        tensor<float> scale({2, 2, keys, blocks}), wide({2, 2, keys, d});
+        scale.fill([&] { return r.normal() / 256; });
+        tensor<double> exact({2, 2, keys, d});
+        for (heed::index b = 0; b < 2; ++b)
+            for (heed::index h = 0; h < 2; ++h)
+                for (heed::index t = 0; t < keys; ++t)
+                    for (heed::index i = 0; i < d; ++i) {
+                        const float x = small.view(b, h, t, i), by = scale.view(b, h, t, i / (d / blocks));
+                        exact.view(b, h, t, i) = static_cast<double>(x) * static_cast<double>(by);
+                        wide.view(b, h, t, i) = x * by;
+                    }
+        const scattered<std::int8_t> pages(r, small.view, lengths, size, order::bthd);
+        const auto scales = pages.beside(scale.view, lengths, pages.pool.view.extent(0), order::bhtd);
+        const heed::seqlens_k ragged{lengths};
+        const heed::quantized rows(small.view, scale.view);
+        answer<float> paged({2, 4, queries, d}), lying(paged.out.view.shape), widened_rows(paged.out.view.shape);
+        answer<double> expected(paged.out.view.shape);
+        heed::attention(q.view, heed::quantized(pages.by_table(), scales.view), heed::quantized(pages.by_lists(), scales.view),
+                        paged.result(), heed::causal, ragged);
+        heed::attention(q.view, rows, rows, lying.result(), heed::causal, ragged);
+        heed::attention(q.view, wide.view, wide.view, widened_rows.result(), heed::causal, ragged);
+        heed::reference::attention(widened(q.view).view, exact.view, exact.view, expected.result(), heed::causal, ragged);
+        INFO(queries << " queries, " << keys << " keys of " << d << " features in pages of " << size << ", " << blocks << " scales a row");
+        CHECK(paged.same(lying));
+        for (const auto* got : {&paged, &widened_rows}) {
+            CHECK(distance(elements(got->out.view), elements(expected.out.view)) < 4e-6);
+            CHECK(distance(elements(got->lse), elements(expected.lse)) < 4e-6);
+        }
+    };
+    for (const heed::index size : {1, 7, 16, 100})
+        for (const heed::index keys : {5, 64, 131})
+            for (const heed::index queries : {1, 4, 40})
+                for (const heed::index blocks : {1, 3}) check(size, keys, queries, blocks, 12);
+    // So many that rows are prefetched.
+    for (const heed::index queries : {1, 3, 30}) check(16, 1200, queries, 1, 128);
+}
+
+TEST_CASE("scales that do not lie as their int8 pages do are refused") {
+    const std::vector<std::int8_t> small(std::size_t{4 * 2 * 8 * 6}, 1);
+    std::vector<float> by(std::size_t{4 * 2 * 8 * 6}, 0.5f);
+    std::vector<std::int32_t> table{0, 3, 2, 1}, lengths{16, 9};
+    const std::vector<float> q(std::size_t{2 * 2 * 6});
+    answer<float> a({2, 2, 1, 6});
+    const auto refused = [&](const auto& scale, heed::index columns = 2) {
+        const heed::paged rows{heed::bhtd(small.data(), 4, 2, 8, 6), heed::view<const std::int32_t, 2>{table.data(), {2, columns}, {2, 1}},
+                               heed::index{8}};
+        const heed::quantized k(rows, scale);
+        return refusal([&] { heed::attention(heed::bhtd(q.data(), 2, 2, 1, 6), k, k, a.result(), heed::seqlens_k{lengths}); });
+    };
+    CHECK(refused(heed::bhtd(by.data(), 4, 2, 8, 1)) == "accepted");
+    CHECK(refused(heed::bht<const float>(by.data(), 4, 2, 8)) == "accepted");
+    CHECK(refused(heed::bhtd<const float>(by.data(), 4, 2, 8, 3)) == "accepted");
+    CHECK(refused(heed::bht(by.data(), 1, 2, 1)) == "accepted");
+    CHECK(refused(heed::bht(by.data(), 3, 2, 8)) == "heed::attention: key scale pages (3) must be 1 or equal that of its rows (4)");
+    CHECK(refused(heed::bht(by.data(), 4, 3, 8)) == "heed::attention: key scale heads (3) must be 1 or equal that of its rows (2)");
+    CHECK(refused(heed::bht(by.data(), 4, 2, 4)) ==
+          "heed::attention: key scale tokens of a page (4) must be 1 or equal that of its rows (8)");
+    CHECK(refused(heed::bhtd(by.data(), 4, 2, 8, 4)) ==
+          "heed::attention: key features (6) must be a multiple of the blocks of its scale (4)");
+    CHECK(refused(heed::bht<float>(nullptr, 4, 2, 8)) == "heed::attention: key scale must not be null");
+    const auto whole = heed::bht(by.data(), 4, 2, 8);
+    CHECK(refused(whole, 1) == "heed::attention: seqlens_k entry (16) must not exceed keys (8)");
+    table[1] = 4;
+    CHECK(refused(whole) == "heed::attention: key page (4) must be at least 0 and below the pages of its pool (4)");
+    table[1] = -1;
+    CHECK(refused(whole) == "heed::attention: key page (-1) must be at least 0 and below the pages of its pool (4)");
+    const std::vector<std::int32_t> indptr{0, 2, 3}, indices{0, 3, 1};
+    const heed::paged in_lists{heed::bhtd(small.data(), 4, 2, 8, 6), heed::csr_pages{indptr, indices}, heed::index{8}};
+    const heed::quantized lists(in_lists, whole);
+    CHECK(refusal([&] { heed::attention(heed::bhtd(q.data(), 2, 2, 1, 6), lists, lists, a.result(), heed::seqlens_k{lengths}); }) ==
+          "heed::attention: key pages of a sequence (1) must not be fewer than (2) for its tokens (9)");
 }
 
 TEST_CASE("lengths of sequences follow from the tokens of their last pages") {

@@ -27,6 +27,7 @@ struct attention_problem {
     using mask_type = Msk;
     using accumulator_type = Acc;
     using weight_type = Wgt;
+    using sequences_type = Seq;
 
     Q q;
     K k;

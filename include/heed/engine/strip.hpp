@@ -431,7 +431,9 @@ private:
                 for (int i = 0; i < n; ++i)
                     for (int k = segments[i].begin; k < segments[i].begin + segments[i].count; ++k) {
                         T* weights = t_.weights + k * lanes;
-                        (P::load(weights) * P(t_.value_factor[k])).store(weights);
+                        const P scaled = P::load(weights) * P(t_.value_factor[k]);
+                        // A factor may be NaN, and the key not visible.
+                        (segments[i].masked ? select(P::mask_from_bits(t_.bits[k]), scaled, P(0)) : scaled).store(weights);
                     }
         if constexpr (!wide_values)
             if (*t_.values_stored) return add(t_.stored_values);

@@ -62,7 +62,7 @@ struct tile_memory {
     const T **key_rows, **value_rows;
     const key_type **stored_keys, **next_key_rows;
     const value_type **stored_values, **next_value_rows;
-    T *key_factor, *value_factor, *next_factor;  // of stored rows, if they are scaled
+    T *key_factor, *value_factor, *next_key_factor, *next_value_factor;  // of stored rows, if they are scaled
     T** written;
     T* wide_out;                    // rows of a strip, before they are narrowed
     index *keys, *next_keys;        // positions
@@ -92,7 +92,8 @@ struct tile_memory {
           next_value_rows(a.take<const value_type*>(tile_keys)),
           key_factor(a.take<T>(scaled_keys ? tile_keys : 0)),
           value_factor(a.take<T>(scaled_values ? tile_keys : 0)),
-          next_factor(a.take<T>(scaled_keys || scaled_values ? tile_keys : 0)),
+          next_key_factor(a.take<T>(scaled_keys ? tile_keys : 0)),
+          next_value_factor(a.take<T>(scaled_values ? tile_keys : 0)),
           written(a.take<T*>(lanes)),
           wide_out(a.take<T>(narrow_out ? lanes * p.width() : 0)),
           keys(a.take<index>(tile_keys)),

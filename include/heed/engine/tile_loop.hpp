@@ -267,13 +267,14 @@ private:
         first_values.step();
         for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
 
-        while (next > 0) {
+        for (bool known = false; next > 0;) {
             const int count = next;
             std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
-            fetch(at, key_head, count, tile);
+            fetch(at, key_head, count, tile, known);
             next = visit(tile.next_keys, most);
             row_prefetch next_keys, next_values;
-            if (prefetches_ && next > 0)
+            known = prefetches_ && next > 0;
+            if (known)
                 ahead(at, key_head, next, key_steps, value_steps, tile, next_keys, next_values);
             else if (prefetches_ && task > 0)
                 ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
@@ -303,8 +304,8 @@ private:
     // Rows of the next tile, to be prefetched.
     void ahead(const place& at, index key_head, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile,
                row_prefetch& keys, row_prefetch& values) const {
-        lying_rows_of(p_.k, at, key_head, tile.next_keys, count, tile.next_key_rows, tile.next_factor);
-        lying_rows_of(p_.v, at, key_head, tile.next_keys, count, tile.next_value_rows, tile.next_factor);
+        lying_rows_of(p_.k, at, key_head, tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
+        lying_rows_of(p_.v, at, key_head, tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         keys = {tile.next_key_rows, count, p_.depth(), key_steps};
         values = {tile.next_value_rows, count, p_.width(), value_steps};
     }
@@ -330,15 +331,20 @@ private:
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 
-    // Row pointers of a tile of keys; those up to the next full register tile repeat the last one.
-    void fetch(const place& at, index key_head, int count, const tile_memory<Problem>& tile) const {
+    // Row pointers of a tile of keys, if they are `known` those that were prefetched; those up to the next full register tile repeat the
+    // last one.
+    void fetch(const place& at, index key_head, int count, const tile_memory<Problem>& tile, bool known) const {
         *tile.values_finite = finiteness::unknown;
-        const auto take = [&](const auto& source, auto** stored, T* factor, const T** wide, T* scratch, bool& as_stored) {
+        const auto take = [&](const auto& source, auto** next, const T* next_factor, auto** stored, T* factor, const T** wide, T* scratch,
+                              bool& as_stored) {
             using Source = std::remove_cvref_t<decltype(source)>;
+            constexpr bool widens = stored_rows_of<Source>::widens;
             as_stored = false;
-            if constexpr (stored_rows_of<Source>::widens)
-                as_stored = (is_few(at) || strip_type::takes_pairs(p_)) && !squares && source.gives_stored();
-            if (as_stored)
+            if constexpr (widens) as_stored = (is_few(at) || strip_type::takes_pairs(p_)) && !squares && source.gives_stored();
+            if (known && (as_stored || !widens)) {
+                std::copy(next, next + count, stored);
+                if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
+            } else if (as_stored)
                 lying_rows_of(source, at, key_head, tile.keys, count, stored, factor);
             else
                 rows_of(source, at, key_head, tile.keys, count, scratch, wide);
@@ -352,8 +358,10 @@ private:
                 }
             }
         };
-        take(p_.k, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch, *tile.keys_stored);
-        take(p_.v, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch, *tile.values_stored);
+        take(p_.k, tile.next_key_rows, tile.next_key_factor, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch,
+             *tile.keys_stored);
+        take(p_.v, tile.next_value_rows, tile.next_value_factor, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch,
+             *tile.values_stored);
         if constexpr (tile_memory<Problem>::has_pairs) *tile.paired = {};
         if constexpr (squares) {
             constexpr int most = tile_shape<P>::most_rows;

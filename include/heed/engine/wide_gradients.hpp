@@ -70,11 +70,10 @@ private:
     }
     template <class S>
     static view<T, 4> rows(arena& a, const view<S, 4>& given) {
-        if constexpr (std::is_same_v<S, T>)
-            return given;
-        else
-            return {a.take<T>(given.extent(0) * given.extent(1) * given.extent(2) * given.extent(3)), given.shape,
-                    layout::dense(given.shape)};
+        if constexpr (std::is_same_v<S, T>) return given;
+        auto strides = layout::dense(given.shape);
+        if (given.stride(0) == 0) strides[0] = 0;  // of packed queries, whatever the batch
+        return {a.take<T>(given.extent(0) * given.extent(1) * given.extent(2) * given.extent(3)), given.shape, strides};
     }
     template <class S>
     static void narrow_rows([[maybe_unused]] const view<T, 4>& from, const view<S, 4>& to, index batch, index head, index begin,

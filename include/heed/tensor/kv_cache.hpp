@@ -2,20 +2,20 @@
 //
 // Pages hold the same tokens in every layer, so a model grows a sequence once a step and stores layer by layer. All memory is taken when
 // the cache is made, but for the lists of pages. A refusal changes nothing. One thread at a time may change a cache; store writes only
-// rows of its own sequence and layer, so calls for different ones may run side by side.
+// rows of its own sequence and layer, so calls for different ones may run side by side. kv_cache<std::int8_t> takes and gives rows of
+// float: a row, what a token has in a head, is kept as its nearest multiples of max|row| / 127 and that scale; one that holds NaN or
+// infinity is NaN as a whole, to whoever sees it.
 // Kwon et al. 2023, Efficient Memory Management for Large Language Model Serving with PagedAttention.
 #pragma once
 
 #include <heed/tensor/error.hpp>
-#include <heed/tensor/paged.hpp>
+#include <heed/tensor/page_pool.hpp>
 #include <heed/tensor/segments.hpp>
 #include <heed/tensor/view.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -30,23 +30,29 @@ struct kv_batch {
 
     view<const std::int32_t, 2> block_table() const { return {table.data(), {static_cast<index>(lengths.size()), pages}, {pages, 1}}; }
     seqlens_k seqlens() const { return {lengths}; }
+    // For query rows of the sequences behind one another.
+    packed_queries packed(std::span<const std::int32_t> cu_seqlens_q) const { return {cu_seqlens_q, lengths}; }
+};
+
+// Sequences that begin with the same pages: those as one sequence, and what each has behind them. Two calls over the same packed queries,
+// attention(q, prefix, far) and attention(q, own, near, causal, own.packed(cu_seqlens_q)), joined by merge_states, are one over all; masks
+// and scores must not ask for distances to keys of the prefix, which are counted from its own end.
+struct shared_kv_batch {
+    kv_batch prefix, own;
 };
 
 template <class T>
 class kv_cache {
-    static_assert(std::is_trivially_copyable_v<T>, "heed: a cache holds plain numbers");
-
 public:
+    using row_type = typename page_pool_of<T>::row_type;  // of rows that are given and come back: float for int8
     // value_features 0: as many as keys have.
     struct extents {
         index pages = 0, page_size = 16, heads = 0, key_features = 0, value_features = 0, layers = 1;
     };
 
-    explicit kv_cache(const extents& e) : e_(checked(e)) {
+    explicit kv_cache(const extents& e) : e_(checked(e)), keys_(pool(e_.key_features)), values_(pool(e_.value_features)) {
         references_.assign(static_cast<std::size_t>(e_.pages), 0);
         for (index i = e_.pages; i-- > 0;) free_.push_back(static_cast<std::int32_t>(i));
-        keys_ = allocate(row_elements(e_.key_features) * e_.pages * e_.layers);
-        values_ = allocate(row_elements(e_.value_features) * e_.pages * e_.layers);
     }
 
     const extents& shape() const { return e_; }
@@ -114,7 +120,7 @@ public:
         return first;
     }
     // Rows of tokens [first, first + k's tokens) of one layer: views (1, head, token, feature). Refused where a fork reads them too.
-    void store(index sequence, index first, const view<const T, 4>& k, const view<const T, 4>& v, index layer = 0) {
+    void store(index sequence, index first, const view<const row_type, 4>& k, const view<const row_type, 4>& v, index layer = 0) {
         constexpr const char* door = "kv_cache store";
         const held& s = at(door, sequence);
         const index count = k.extent(2);
@@ -122,13 +128,13 @@ public:
         for (index i = first / e_.page_size; i * e_.page_size < first + count && count > 0; ++i)
             require(references_[static_cast<std::size_t>(s.pages[static_cast<std::size_t>(i)])] == 1, door, "page", i,
                     "must not be shared with forks of its sequence");
-        each_row(s, first, count, [&](index page, index head, index row, index t) {
-            std::copy_n(&k(0, head, t, 0), e_.key_features, &key_pool(layer)(page, head, row, 0));
-            std::copy_n(&v(0, head, t, 0), e_.value_features, &value_pool(layer)(page, head, row, 0));
+        each_row(s, first, count, layer, [&](const page_place& at, index t) {
+            keys_.put(at, &k(0, at.head, t, 0));
+            values_.put(at, &v(0, at.head, t, 0));
         });
     }
     // grow and store, for a cache of one layer.
-    index append(index sequence, const view<const T, 4>& k, const view<const T, 4>& v) {
+    index append(index sequence, const view<const row_type, 4>& k, const view<const row_type, 4>& v) {
         constexpr const char* door = "kv_cache append";
         require(e_.layers == 1, door, "layers", e_.layers, "must be", 1);
         check_views(door, k, v);
@@ -137,13 +143,13 @@ public:
         return first;
     }
     // The way back: copies rows out into views (1, head, token, feature).
-    void gather(index sequence, index first, const view<T, 4>& k, const view<T, 4>& v, index layer = 0) const {
+    void gather(index sequence, index first, const view<row_type, 4>& k, const view<row_type, 4>& v, index layer = 0) const {
         constexpr const char* door = "kv_cache gather";
         const held& s = at(door, sequence);
         check_rows(door, s, first, k.extent(2), k, v, layer);
-        each_row(s, first, k.extent(2), [&](index page, index head, index row, index t) {
-            std::copy_n(&key_pool(layer)(page, head, row, 0), e_.key_features, &k(0, head, t, 0));
-            std::copy_n(&value_pool(layer)(page, head, row, 0), e_.value_features, &v(0, head, t, 0));
+        each_row(s, first, k.extent(2), layer, [&](const page_place& at, index t) {
+            keys_.get(at, &k(0, at.head, t, 0));
+            values_.get(at, &v(0, at.head, t, 0));
         });
     }
 
@@ -167,12 +173,51 @@ public:
             std::copy(pages.begin(), pages.end(), into.table.begin() + static_cast<std::ptrdiff_t>(i) * into.pages);
         }
     }
-    // In place of keys and values of a call; give it b.seqlens() as well. Valid until a sequence of the batch changes.
-    paged<T> keys(const kv_batch& b, index layer = 0) const { return {key_pool(layer), b.block_table(), e_.page_size}; }
-    paged<T> values(const kv_batch& b, index layer = 0) const { return {value_pool(layer), b.block_table(), e_.page_size}; }
+    // The same in two parts: the pages that all of these sequences begin with, less what each one's last `queries` tokens lie in.
+    shared_kv_batch shared_batch(std::span<const index> sequences, index queries = 1) const {
+        require(queries >= 0, "kv_cache shared_batch", "queries", queries, "must not be below", 0);
+        shared_kv_batch b{{}, batch(sequences)};
+        kv_batch &prefix = b.prefix, &own = b.own;
+        const auto page = [&](std::size_t s, index i) {
+            return own.table[s * static_cast<std::size_t>(own.pages) + static_cast<std::size_t>(i)];
+        };
+        prefix.pages = own.pages;
+        for (std::size_t s = 0; s < sequences.size(); ++s) {
+            prefix.pages = std::min(prefix.pages, std::max<index>(0, own.lengths[s] - queries) / e_.page_size);
+            index same = 0;
+            while (same < prefix.pages && page(s, same) == page(0, same)) ++same;
+            prefix.pages = same;
+        }
+        const index shared = prefix.pages, rest = own.pages - shared;
+        prefix.table.assign(own.table.begin(), own.table.begin() + shared);
+        prefix.lengths = {static_cast<std::int32_t>(shared * e_.page_size)};
+        for (std::size_t s = 0; s < sequences.size(); ++s) {
+            const auto row = own.table.begin() + static_cast<std::ptrdiff_t>(s) * own.pages;
+            std::copy(row + shared, row + own.pages, own.table.begin() + static_cast<std::ptrdiff_t>(s) * rest);
+            own.lengths[s] -= prefix.lengths[0];
+        }
+        own.table.resize(sequences.size() * static_cast<std::size_t>(rest));
+        own.pages = rest;
+        return b;
+    }
+    // In place of keys and values of a call; give it b.seqlens() or b.packed(cu_seqlens_q) as well. Valid until a sequence of the batch
+    // changes.
+    auto keys(const kv_batch& b, index layer = 0) const { return keys_.read(checked(layer), b.block_table()); }
+    auto values(const kv_batch& b, index layer = 0) const { return values_.read(checked(layer), b.block_table()); }
     // (page, head, token of the page, feature)
-    view<T, 4> key_pool(index layer = 0) const { return pool(keys_.get(), e_.key_features, layer); }
-    view<T, 4> value_pool(index layer = 0) const { return pool(values_.get(), e_.value_features, layer); }
+    view<T, 4> key_pool(index layer = 0) const { return keys_.rows(checked(layer)); }
+    view<T, 4> value_pool(index layer = 0) const { return values_.rows(checked(layer)); }
+    // (page, head, token of the page, 1), of int8.
+    view<float, 4> key_scales(index layer = 0) const
+        requires std::is_same_v<T, std::int8_t>
+    {
+        return keys_.scales(checked(layer));
+    }
+    view<float, 4> value_scales(index layer = 0) const
+        requires std::is_same_v<T, std::int8_t>
+    {
+        return values_.scales(checked(layer));
+    }
 
 private:
     struct held {
@@ -180,17 +225,6 @@ private:
         index tokens = 0;
         bool live = false;
     };
-    static constexpr std::align_val_t alignment{64};
-    struct release_memory {
-        void operator()(T* p) const { ::operator delete[](p, alignment); }
-    };
-    using memory = std::unique_ptr<T[], release_memory>;
-
-    static memory allocate(index count) {
-        memory m(static_cast<T*>(::operator new[](static_cast<std::size_t>(count) * sizeof(T), alignment)));
-        std::uninitialized_value_construct_n(m.get(), count);
-        return m;
-    }
     static extents checked(extents e) {
         constexpr const char* door = "kv_cache";
         if (e.value_features == 0) e.value_features = e.key_features;
@@ -204,11 +238,11 @@ private:
         require(e.pages <= std::int32_t{0x7fffffff}, door, "pages", e.pages, "must not exceed", std::int32_t{0x7fffffff});
         return e;
     }
-    index row_elements(index features) const { return e_.heads * e_.page_size * features; }
-    view<T, 4> pool(T* data, index features, index layer) const {
+    index checked(index layer) const {
         require(layer >= 0 && layer < e_.layers, "kv_cache", "layer", layer, "must be at least 0 and below layers", e_.layers);
-        return bhtd(data + layer * e_.pages * row_elements(features), e_.pages, e_.heads, e_.page_size, features);
+        return layer;
     }
+    page_pool_of<T> pool(index features) const { return {e_.layers, e_.pages, e_.heads, e_.page_size, features}; }
     index pages_for(index tokens) const { return (tokens + e_.page_size - 1) / e_.page_size; }
     // Whether the last page has room that a fork may want as well.
     bool copies_last(const held& s) const {
@@ -229,8 +263,8 @@ private:
     }
     void copy_page(std::int32_t from, std::int32_t to) {
         for (index layer = 0; layer < e_.layers; ++layer) {
-            std::copy_n(&key_pool(layer)(from, 0, 0, 0), row_elements(e_.key_features), &key_pool(layer)(to, 0, 0, 0));
-            std::copy_n(&value_pool(layer)(from, 0, 0, 0), row_elements(e_.value_features), &value_pool(layer)(to, 0, 0, 0));
+            keys_.copy_page(layer, from, to);
+            values_.copy_page(layer, from, to);
         }
     }
     const held& at(const char* door, index sequence) const {
@@ -261,17 +295,17 @@ private:
         require(first + count <= s.tokens, door, "end of the tokens", first + count, "must not exceed the length of the sequence",
                 s.tokens);
     }
-    // f(page, head, row of the page, row of the views)
+    // f(where, row of the views)
     template <class F>
-    void each_row(const held& s, index first, index count, F&& f) const {
+    void each_row(const held& s, index first, index count, index layer, F&& f) const {
         for (index t = 0; t < count; ++t) {
             const index page = s.pages[static_cast<std::size_t>((first + t) / e_.page_size)];
-            for (index h = 0; h < e_.heads; ++h) f(page, h, (first + t) % e_.page_size, t);
+            for (index h = 0; h < e_.heads; ++h) f(page_place{layer, page, h, (first + t) % e_.page_size}, t);
         }
     }
 
     extents e_;
-    memory keys_, values_;
+    page_pool_of<T> keys_, values_;
     std::vector<held> sequences_;
     std::vector<std::int32_t> references_, free_;
 };

@@ -92,9 +92,10 @@ struct paged {
     }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
         index page = first / page_size, row = first % page_size;
-        for (index i = 0; i < count; ++page, row = 0) {
-            const T* at = pool.data + pool.offset(block_table(batch, page), head, row, index{0});
-            for (const index end = std::min(count, i + page_size - row); i < end; ++i, at += pool.stride(2)) out[i] = at;
+        const T* of_head = pool.data + head * pool.stride(1);
+        for (index n = 0; count > 0; ++page, row = 0, count -= n, out += n) {
+            n = std::min(count, page_size - row);
+            step_rows(of_head + block_table(batch, page) * pool.stride(0) + row * pool.stride(2), pool.stride(2), n, out);
         }
     }
     void check(const char* door, const char* name) const {

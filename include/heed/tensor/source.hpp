@@ -37,6 +37,19 @@ struct stored_rows_of<S> {
     static constexpr bool widens = true, scaled = S::scaled;
 };
 
+// out[i] = at + i step, without a chain of additions.
+template <class T>
+HEED_INLINE void step_rows(const T* at, index step, index count, const T** out) {
+    index i = 0;
+    for (; i + 4 <= count; i += 4, at += 4 * step) {
+        out[i] = at;
+        out[i + 1] = at + step;
+        out[i + 2] = at + 2 * step;
+        out[i + 3] = at + 3 * step;
+    }
+    for (; i < count; ++i, at += step) out[i] = at;
+}
+
 // Rows of a strided view, read in place.
 template <class T>
 struct strided_rows {
@@ -50,8 +63,15 @@ struct strided_rows {
     }
     index scratch_per_row() const { return 0; }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
-        const T* at = v.data + v.offset(batch, head, first, index{0});
-        for (index i = 0; i < count; ++i) out[i] = at + i * v.stride(2);
+        step_rows(v.data + v.offset(batch, head, first, index{0}), v.stride(2), count, out);
+    }
+};
+
+// The rows of a source with one batch entry, whichever is asked for.
+template <RowSource S>
+struct rows_for_all : S {
+    void rows(index, index head, index first, index count, typename S::value_type* scratch, const typename S::value_type** out) const {
+        S::rows(0, head, first, count, scratch, out);
     }
 };
 
