@@ -102,7 +102,8 @@ struct position {
 //   void check(const char* door, extents)          optional, as for masks
 //   auto bind(extents)                             optional, as for masks
 //   void stage(b, h, tile, T* rows, index stride)  optional: writes the tile's parameters to rows[key * stride + query]; then the
-//                                                  engine calls apply(score, staged) instead of operator()
+//                                                  engine calls apply(score, staged) instead of operator(), unless that is
+//                                                  lane-generic and no gradient is collected
 //   static constexpr bool additive = true          promises that the derivative by the score is 1; without it the backward calls the
 //                                                  same function with dual numbers (kernel/dual.hpp)
 //   S parameter_slope(S score, const position<S>&) optional: derivative by the mod's own parameter, for with_gradient

@@ -259,7 +259,7 @@ private:
     }
 
     template <class Mod>
-    static constexpr bool is_staged = StagedScoreMod<Mod, T>;
+    static constexpr bool is_staged = StagedScoreMod<Mod, T> && !ScoreMod<Mod, P>;
     static constexpr int staged_mods = []<std::size_t... I>(std::index_sequence<I...>) {
         return (0 + ... +
                 (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
