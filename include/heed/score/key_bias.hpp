@@ -5,6 +5,7 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/mask/view.hpp>
 #include <heed/policy.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/error.hpp>
@@ -78,7 +79,7 @@ struct key_bias {
             to += static_cast<G>(total);
         }
     };
-    bound bind(const extents& e) const { return {values, values.extent(1) > 0 ? std::max<index>(1, e.heads / values.extent(1)) : 1}; }
+    bound bind(const extents& e) const { return {values, broadcasting::group(values.extent(1), e.heads)}; }
     void check(const char* door, const extents& e) const { check_view(door, "key_bias", values, e); }
     template <class G>
     void check_gradient(const char* door, const view<G, 3>& into, const extents& e) const {
@@ -92,7 +93,7 @@ private:
     template <class U>
     static void check_view(const char* door, const char* name, const view<U, 3>& v, const extents& e) {
         require(v.extent(0) == 1 || v.extent(0) == e.batch, door, name, "batch", v.extent(0), "must be 1 or equal batch", e.batch);
-        require(v.extent(1) >= 1 && e.heads % v.extent(1) == 0, door, name, "heads", v.extent(1), "must divide query heads", e.heads);
+        require(broadcasting::group(v.extent(1), e.heads) > 0, door, name, "heads", v.extent(1), "must divide query heads", e.heads);
         require(v.extent(2) == e.keys, door, name, "keys", v.extent(2), "must equal keys", e.keys);
         require(v.data != nullptr || v.empty(), door, name, "must not be null");
     }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/mask/view.hpp>
 #include <heed/policy.hpp>
 #include <heed/select/selection.hpp>
 #include <heed/tensor/error.hpp>
@@ -147,13 +148,13 @@ struct alive {
         }
     };
 
-    bound bind(const extents& e) const { return {lives, std::max<index>(1, e.heads / lives->heads)}; }
+    bound bind(const extents& e) const { return {lives, broadcasting::group(lives->heads, e.heads)}; }
     order_of_rows order(const tiling& t) const { return {lives->queries, t.block}; }
 
     void check(const char* door, const extents& e) const {
         require(lives != nullptr, door, "alive must not be null");
         require(lives->batch == 1 || lives->batch == e.batch, door, "alive batch", lives->batch, "must be 1 or equal batch", e.batch);
-        require(lives->heads >= 1 && e.heads % lives->heads == 0, door, "alive heads", lives->heads, "must divide query heads", e.heads);
+        require(broadcasting::group(lives->heads, e.heads) > 0, door, "alive heads", lives->heads, "must divide query heads", e.heads);
         require(lives->queries == e.queries, door, "alive queries", lives->queries, "must equal queries", e.queries);
         require(lives->length == e.keys, door, "alive length", lives->length, "must equal keys", e.keys);
         const index entries = lives->batch * lives->heads * lives->length;

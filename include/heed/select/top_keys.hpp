@@ -31,6 +31,15 @@ struct key_choice {
 
 namespace choosing {
 
+// Runs tasks one after the other, where no executor is given.
+struct here {
+    static constexpr index workers() { return 1; }
+    template <class F>
+    static void bulk(index n, F&& f) {
+        for (index task = 0; task < n; ++task) f(task, index{0});
+    }
+};
+
 template <class T>
 lifetimes nothing_chosen(const char* door, const view<T, 3>& scores, const key_choice& how) {
     static_assert(std::is_floating_point_v<std::remove_const_t<T>>, "heed: scores to select from must be floating-point numbers");
@@ -54,20 +63,18 @@ lifetimes nothing_chosen(const char* door, const view<T, 3>& scores, const key_c
 }
 
 // f(b, h, from, until) for every row of lifetimes.
-template <class F>
-void each_row(lifetimes& lives, F&& f) {
-    for (index b = 0; b < lives.batch; ++b)
-        for (index h = 0; h < lives.heads; ++h) {
-            const index row = (b * lives.heads + h) * lives.length;
-            f(b, h, lives.from.data() + row, lives.until.data() + row);
-        }
+template <class Executor, class F>
+void each_row(lifetimes& lives, const Executor& executor, F&& f) {
+    executor.bulk(lives.batch * lives.heads, [&](index row, index) {
+        f(row / lives.heads, row % lives.heads, lives.from.data() + row * lives.length, lives.until.data() + row * lives.length);
+    });
 }
 
 }  // namespace choosing
 
 // scores: (batch, head, key), any strides, read only. O(keys log k) time a head, O(keys + k) memory.
-template <class T>
-lifetimes top_keys(const view<T, 3>& scores, index k, const key_choice& how = {}) {
+template <class T, Executor E = choosing::here>
+lifetimes top_keys(const view<T, 3>& scores, index k, const key_choice& how = {}, const E& executor = {}) {
     constexpr const char* door = "top_keys";
     using value = std::remove_const_t<T>;
     constexpr value lowest = -std::numeric_limits<value>::infinity();
@@ -77,7 +84,7 @@ lifetimes top_keys(const view<T, 3>& scores, index k, const key_choice& how = {}
     const auto score = [&](index b, index h, index j) {
         return how.valid.data == nullptr || how.valid(b, j) != 0 ? scores(b, h, j) : lowest;
     };
-    choosing::each_row(lives, [&](index b, index h, std::int32_t* from, std::int32_t* until) {
+    choosing::each_row(lives, executor, [&](index b, index h, std::int32_t* from, std::int32_t* until) {
         kept_keys<value> kept(std::max<index>(1, std::min(k, length)), length);
         for (index j = 0; j < length; ++j) {
             if (kept.append(score(b, h, j)) < 0) continue;
@@ -92,7 +99,7 @@ lifetimes top_keys(const view<T, 3>& scores, index k, const key_choice& how = {}
 template <class T>
 lifetimes positive_keys(const view<T, 3>& scores, const key_choice& how = {}) {
     lifetimes lives = choosing::nothing_chosen("positive_keys", scores, how);
-    choosing::each_row(lives, [&](index b, index h, std::int32_t* from, std::int32_t* until) {
+    choosing::each_row(lives, choosing::here{}, [&](index b, index h, std::int32_t* from, std::int32_t* until) {
         for (index j = 0; j < lives.length; ++j) {
             const bool valid = how.valid.data == nullptr || how.valid(b, j) != 0;
             if (!valid || scores(b, h, j) <= 0) continue;
