@@ -37,10 +37,7 @@ struct scored_values {
     tensor<T> v, weight, slope, bias, scores;
 
     explicit scored_values(const problem<T>& in)
-        : v(in.tensor("v", 4)),
-          weight(in.tensor("w_d", 2)),
-          slope(in.tensor("A", 1)),
-          scores({v.extent(0), v.extent(1), v.extent(2)}) {
+        : v(in.tensor("v", 4)), weight(in.tensor("w_d", 2)), slope(in.tensor("A", 1)), scores({v.extent(0), v.extent(1), v.extent(2)}) {
         if (in.has("b_d")) bias = in.tensor("b_d", 1);
         const std::string& form = in.text("bias_form");
         if (form != "exp" && form != "linear") throw failure("bias_form '" + form + "' is not known");
@@ -89,7 +86,8 @@ void list_seen(const problem<T>& in, const Mask& mask, const heed::extents& e, a
 
 // Under `lives` and `picks`.
 template <class T>
-answers attend_with_scores(const problem<T>& in, const scored_values<T>& scored, const heed::lifetimes& lives, const heed::selection& picks) {
+answers attend_with_scores(const problem<T>& in, const scored_values<T>& scored, const heed::lifetimes& lives,
+                           const heed::selection& picks) {
     const auto mask = heed::alive{&lives} & heed::selected{&picks};
     tensor<T> d_scores(scored.scores.shape);
     answers all = attend(in, 4, by_head, mask, heed::with_gradient(heed::key_bias{scored.view()}, by_key(d_scores)));

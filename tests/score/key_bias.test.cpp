@@ -18,8 +18,7 @@ TEST_CASE("a bias of keys keeps the law, staged and called, strided, shared by h
                 std::vector<float> values(static_cast<std::size_t>(batch * heads * e.keys * step));
                 for (float& x : values)
                     x = random() % 9 == 0 ? -std::numeric_limits<float>::infinity() : std::normal_distribution<float>()(random);
-                const heed::view<const float, 3> v(values.data(), {batch, heads, e.keys},
-                                                   {heads * e.keys * step, e.keys * step, step});
+                const heed::view<const float, 3> v(values.data(), {batch, heads, e.keys}, {heads * e.keys * step, e.keys * step, step});
                 CHECK(laws::check_score_mod(key_bias(v), e));
             }
 }
@@ -55,7 +54,6 @@ TEST_CASE("a bias of keys that does not fit is refused") {
     CHECK_THROWS_WITH(key_bias(heed::bht(static_cast<float*>(nullptr), 2, 2, 3)).check("attention", e),
                       "heed::attention: key_bias must not be null");
     std::vector<float> into(100);
-    CHECK_THROWS_WITH(
-        key_bias(heed::bht(values.data(), 1, 2, 3)).check_gradient("attention_backward", heed::bht(into.data(), 2, 2, 3), e),
-        "heed::attention_backward: key_bias gradient extent (2) must equal that of the bias (1)");
+    CHECK_THROWS_WITH(key_bias(heed::bht(values.data(), 1, 2, 3)).check_gradient("attention_backward", heed::bht(into.data(), 2, 2, 3), e),
+                      "heed::attention_backward: key_bias gradient extent (2) must equal that of the bias (1)");
 }

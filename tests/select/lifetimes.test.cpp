@@ -31,7 +31,8 @@ std::vector<double> drawn_scores(heed_test::random_source& r, heed::index n) {
 }
 
 // Any intervals, also such that no choice gives.
-heed::lifetimes drawn_lifetimes(heed_test::random_source& r, heed::index batch, heed::index heads, heed::index queries, heed::index length) {
+heed::lifetimes drawn_lifetimes(heed_test::random_source& r, heed::index batch, heed::index heads, heed::index queries,
+                                heed::index length) {
     heed::lifetimes lives{batch, heads, queries, length, {}, {}};
     const auto bound = [&] {
         const heed::index edge = r.between(length - queries - 3, length + 3);

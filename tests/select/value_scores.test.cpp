@@ -20,8 +20,13 @@ struct trial {
     bool exponential;
 
     trial(heed_test::random_source& r, heed::index b, heed::index h, heed::index n, heed::index d, bool form)
-        : batch(b), heads(h), tokens(n), features(d), v({b, h, n, d}, heed_test::order::bthd, {3, 1, 5, 2}),
-          dv({b, h, n, d}, heed_test::order::bhtd, {1, 2, 3, 1}), exponential(form) {
+        : batch(b),
+          heads(h),
+          tokens(n),
+          features(d),
+          v({b, h, n, d}, heed_test::order::bthd, {3, 1, 5, 2}),
+          dv({b, h, n, d}, heed_test::order::bhtd, {1, 2, 3, 1}),
+          exponential(form) {
         const auto draw = [&](std::vector<T>& to, heed::index count, double size) {
             for (heed::index i = 0; i < count; ++i) to.push_back(static_cast<T>(size * r.normal()));
         };
@@ -42,9 +47,7 @@ struct trial {
     }
     heed::value_score<T> rule() const { return {matrix(weight), slope, bias, exponential}; }
     auto by_key(auto& of) const { return heed::bht(of.data(), batch, heads, tokens); }
-    void backward() {
-        heed::value_scores_backward(v.view, rule(), by_key(d_scores), dv.view, {matrix(d_weight), d_slope, d_bias});
-    }
+    void backward() { heed::value_scores_backward(v.view, rule(), by_key(d_scores), dv.view, {matrix(d_weight), d_slope, d_bias}); }
 };
 
 double softplus(double x) { return x > 20 ? x : std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
@@ -56,7 +59,11 @@ struct defined {
     std::vector<double> scores, dv, weight, slope, bias;
 
     explicit defined(const trial<T>& t)
-        : scores(t.scores.size()), dv(heed_test::elements(t.dv.view).size()), weight(t.weight.size()), slope(t.slope.size()), bias(t.slope.size()) {
+        : scores(t.scores.size()),
+          dv(heed_test::elements(t.dv.view).size()),
+          weight(t.weight.size()),
+          slope(t.slope.size()),
+          bias(t.slope.size()) {
         const auto before = heed_test::elements(t.dv.view);
         for (std::size_t i = 0; i < dv.size(); ++i) dv[i] = before[i];
         const auto at = [](heed::index i) { return static_cast<std::size_t>(i); };

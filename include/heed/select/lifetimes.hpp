@@ -39,9 +39,7 @@ struct alive {
         const std::int32_t *from, *until;
         bool sees(index q, index k) const { return from[k] <= q && q < until[k]; }
         // Whether any query in [q_begin, q_end) may see k.
-        bool any(index q_begin, index q_end, index k) const {
-            return std::max<index>(from[k], q_begin) < std::min<index>(until[k], q_end);
-        }
+        bool any(index q_begin, index q_end, index k) const { return std::max<index>(from[k], q_begin) < std::min<index>(until[k], q_end); }
         bool all(index q_begin, index q_end, index k) const { return from[k] <= q_begin && q_end <= until[k]; }
         // Bit i: query q_begin + i, of n.
         std::uint64_t bits(index q_begin, index n, index k) const {
@@ -78,8 +76,7 @@ struct alive {
             if (neighbours) {
                 const index q_begin = queries[0], q_end = q_begin + count;
                 const std::uint64_t every = span::below(count);
-                for (int j = 0; j < key_count; ++j)
-                    rows[j] = s.all(q_begin, q_end, keys[j]) ? every : s.bits(q_begin, count, keys[j]);
+                for (int j = 0; j < key_count; ++j) rows[j] = s.all(q_begin, q_end, keys[j]) ? every : s.bits(q_begin, count, keys[j]);
                 return;
             }
             for (int j = 0; j < key_count; ++j) {

@@ -25,8 +25,8 @@ namespace heed::inline HEED_ISA {
 
 struct key_choice {
     bool causal = true;
-    index queries = -1;                         // the last of which stands at the last key; -1: as many as keys
-    view<const std::uint8_t, 2> valid = {};     // (batch, key), 0: the key is never taken, nor its score read; empty: all are valid
+    index queries = -1;                      // the last of which stands at the last key; -1: as many as keys
+    view<const std::uint8_t, 2> valid = {};  // (batch, key), 0: the key is never taken, nor its score read; empty: all are valid
 };
 
 namespace choosing {

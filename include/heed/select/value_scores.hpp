@@ -22,9 +22,9 @@ namespace heed::inline HEED_ISA {
 
 template <class T>
 struct value_score {
-    view<const T, 2> weight;         // (heads, heads * features)
-    std::span<const T> slope;        // one a head
-    std::span<const T> bias = {};    // one a head, or none
+    view<const T, 2> weight;       // (heads, heads * features)
+    std::span<const T> slope;      // one a head
+    std::span<const T> bias = {};  // one a head, or none
     bool exponential = true;
 };
 
@@ -178,7 +178,8 @@ void check_value_score(const char* door, const view<const T, 4>& v, const value_
     require(v.stride(3) == 1 || v.extent(3) <= 1, door, "value last stride", v.stride(3), "must be", 1);
     require(rule.weight.data != nullptr || rule.weight.empty(), door, "weight must not be null");
     require(rule.weight.extent(0) == heads, door, "weight rows", rule.weight.extent(0), "must equal value heads", heads);
-    require(rule.weight.extent(1) == columns, door, "weight columns", rule.weight.extent(1), "must equal value heads times features", columns);
+    require(rule.weight.extent(1) == columns, door, "weight columns", rule.weight.extent(1), "must equal value heads times features",
+            columns);
     require(rule.weight.stride(1) == 1 || columns <= 1, door, "weight last stride", rule.weight.stride(1), "must be", 1);
     one_each("slope", rule.slope);
     if (!rule.bias.empty()) one_each("bias", rule.bias);
@@ -218,24 +219,26 @@ void value_scores_backward(const view<V, 4>& v, const value_score<T>& rule, cons
     const view<const T, 3> given = d_scores;
     scoring::check_value_score(door, values, rule);
     scoring::check_scores(door, "d_scores", given, values);
-    for (int i = 0; i < 4; ++i) require(dv.extent(i) == v.extent(i), door, "dv extent", dv.extent(i), "must equal that of the values", v.extent(i));
+    for (int i = 0; i < 4; ++i)
+        require(dv.extent(i) == v.extent(i), door, "dv extent", dv.extent(i), "must equal that of the values", v.extent(i));
     require(dv.data != nullptr || dv.empty(), door, "dv must not be null");
     require(dv.stride(3) == 1 || dv.extent(3) <= 1, door, "dv last stride", dv.stride(3), "must be", 1);
     const auto fits = [&](const char* name, const std::span<T>& list) {
-        require(list.empty() || static_cast<index>(list.size()) == v.extent(1), door, name, "entries", list.size(), "must equal value heads",
-                v.extent(1));
+        require(list.empty() || static_cast<index>(list.size()) == v.extent(1), door, name, "entries", list.size(),
+                "must equal value heads", v.extent(1));
     };
     fits("slope gradient", into.slope);
     fits("bias gradient", into.bias);
     const view<T, 2>& weight = into.weight;
     for (int i = 0; i < 2 && weight.data != nullptr; ++i)
-        require(weight.extent(i) == rule.weight.extent(i), door, "weight gradient extent", weight.extent(i), "must equal that of the weight",
-                rule.weight.extent(i));
+        require(weight.extent(i) == rule.weight.extent(i), door, "weight gradient extent", weight.extent(i),
+                "must equal that of the weight", rule.weight.extent(i));
     require(weight.stride(1) == 1 || weight.extent(1) <= 1, door, "weight gradient last stride", weight.stride(1), "must be", 1);
 
     std::fill(into.slope.begin(), into.slope.end(), T{0});
     std::fill(into.bias.begin(), into.bias.end(), T{0});
-    for (index o = 0; weight.data != nullptr && o < weight.extent(0); ++o) std::fill_n(weight.data + weight.offset(o, index{0}), weight.extent(1), T{0});
+    for (index o = 0; weight.data != nullptr && o < weight.extent(0); ++o)
+        std::fill_n(weight.data + weight.offset(o, index{0}), weight.extent(1), T{0});
     for (index b = 0; b < v.extent(0); ++b)
         for (index t = 0; t < v.extent(2); t += value_score_tile<T>::tokens) {
             value_score_tile<T> tile(values, rule, b, t);
