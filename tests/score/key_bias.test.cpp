@@ -26,6 +26,7 @@ TEST_CASE("a bias of keys keeps the law, staged and called, strided, shared by h
 TEST_CASE("neighbouring query heads share a head of the bias") {
     const std::vector<double> values{0, 1, 2, 10, 11, 12};
     const auto bound = key_bias(heed::bht(values.data(), 1, 2, 3)).bind({2, 6, 2, 5, 3});
+    CHECK((bound.alike(0, 2) && bound.alike(3, 5) && !bound.alike(2, 3)));
     for (heed::index head = 0; head < 6; ++head)
         for (heed::index key = 0; key < 3; ++key)
             CHECK(bound(0.5, heed::position<double>{1, head, 4, key, 0}) == static_cast<double>(10 * (head / 3) + key) + 0.5);

@@ -8,6 +8,7 @@
 #include <heed/gradient.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/window.hpp>
+#include <heed/reference.hpp>
 #include <heed/score/key_bias.hpp>
 #include <heed/select/kept_keys.hpp>
 #include <heed/select/lifetimes.hpp>
@@ -92,13 +93,13 @@ TEST_CASE("forward, backward and the gradient of the scores agree with the refer
         const heed::extents e{batch, key_heads * r.between(1, 3), key_heads, r.chance(60) ? length : r.between(1, length + 4), length};
         const heed::index k = r.between(1, std::min<heed::index>(length, 60));
         const bool shared = r.chance(30);
-        const std::array<heed::index, 3> shape{shared ? 1 : batch, shared && r.chance(50) ? 1 : key_heads, length};
+        const std::array<heed::index, 3> shape{shared ? 1 : batch, r.one_of({heed::index{1}, key_heads, e.heads}), length};
         const heed::index entries = shape[0] * shape[1] * shape[2];
         const std::vector<double> scores = drawn_scores(r, entries);
         const heed::view<const double, 3> view(scores.data(), shape, heed::layout::dense(shape));
         const heed::lifetimes lives = heed::top_keys(view, k, {.causal = r.chance(75), .queries = e.queries});
         INFO("batch " << batch << ", heads " << e.heads << ", key heads " << key_heads << ", queries " << e.queries << ", keys " << length
-                      << ", k " << k << ", shared " << shared);
+                      << ", k " << k << ", scores of " << shape[1] << " heads");
         heed_test::check_against_reference(r, e, {entries}, [&](auto& into) {
             return std::tuple{alive{&lives}, heed::with_gradient(heed::key_bias{view},
                                                                  heed::view<double, 3>(into[0].data(), shape, heed::layout::dense(shape)))};
@@ -166,6 +167,21 @@ TEST_CASE("decoding from a cache of the kept keys gives the rows of the prefill"
         for (heed::index h = 0; h < heads; ++h)
             for (heed::index d = 0; d < features; ++d) CHECK(std::abs(row.view(0, h, 0, d) - out.view(0, h, t, d)) < 1e-13);
     }
+}
+
+TEST_CASE("few queries take scores that their heads share, and scores that they do not") {
+    heed_test::random_source r(75);
+    for (const heed::index heads : {1, 2, 4, 8})
+        for (const heed::index queries : {1, 3, 9}) {
+            const std::vector<double> scores = drawn_scores(r, heads * 70);
+            const heed::key_bias bias{heed::bht(scores.data(), 1, heads, 70)};
+            const auto q = heed_test::normal_tensor<double>(r, {1, 8, queries, 8}), k = heed_test::normal_tensor<double>(r, {1, 2, 70, 8}),
+                       v = heed_test::normal_tensor<double>(r, {1, 2, 70, 8});
+            heed_test::tensor<double> out(q.view.shape), expected(q.view.shape);
+            heed::attention(q.view, k.view, v.view, out.view, bias);
+            heed::reference::attention(q.view, k.view, v.view, expected.view, bias);
+            CHECK(heed_test::distance(heed_test::elements(out.view), heed_test::elements(expected.view)) < 1e-13);
+        }
 }
 
 TEST_CASE("lifetimes that do not fit are refused with their values") {

@@ -141,6 +141,8 @@ public:
         if (n == 0) return;
         if constexpr (single)
             if (few_ && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
+        alike_ =
+            std::apply([&](const auto&... m) { return (ask::alike(m, heads_[0].head, heads_[parts_ - 1].head) && ...); }, mods_of_sequence);
         stage(batch, count, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
@@ -294,7 +296,7 @@ private:
                     if constexpr (N == 1 && row_shape<P>::possible)
                         if (few_) return weigh_rows<1, Masked, form::few>(s, batch, count, mods_of_sequence);
                     if constexpr (mods > 0 && most_parts > 1)
-                        if (parts_ > 1) return score_rows<N, Masked, form::several_heads>(s, batch, count, mods_of_sequence);
+                        if (!alike_) return score_rows<N, Masked, form::several_heads>(s, batch, count, mods_of_sequence);
                     score_rows<N, Masked, form::one_head>(s, batch, count, mods_of_sequence);
                 };
                 if (s.masked)
@@ -445,7 +447,7 @@ private:
                     std::apply([&](const auto&... mod) { ((changed = applied(mod, changed, where, staged)), ...); }, mods_of_sequence);
                     const index first = heads_[h].lane - lane;
                     s = Form == form::one_head || first <= 0 ? changed : select(P::mask_from_bits(~lane_bits(first)), changed, s);
-                } while (Form != form::one_head && ++h < parts_ && heads_[h].lane < lane + P::lanes);
+                } while (Form != form::one_head && !alike_ && ++h < parts_ && heads_[h].lane < lane + P::lanes);
             }
             x[j] = fma(s, unit, P::load(state_.start() + lane));
         }
@@ -530,6 +532,7 @@ private:
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
     bool few_ = false;    // both products have features in lanes
+    bool alike_ = true;   // score modifications make no difference between the heads
     bool fresh_ = false;  // O holds nothing yet
     index to_row_ = 0;    // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];

@@ -33,6 +33,7 @@ struct key_bias {
         HEED_INLINE S operator()(S s, const position<S>& at) const {
             return s + S(static_cast<scalar_t<S>>(values(batch_of(at.batch), at.head / group, at.key)));
         }
+        bool alike(index first, index last) const { return first / group == last / group; }
         // rows[key * stride + query] = value
         template <class U>
         void stage(index b, index h, const score_tile& t, U* rows, index stride) const {

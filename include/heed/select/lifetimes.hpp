@@ -57,12 +57,29 @@ struct alive {
         }
         int operator()(index* keys, int most) {
             int n = 0;
-            for (; at_ < end_ && n < most; ++at_)
-                if (s_.any(q_begin_, q_end_, at_)) keys[n++] = at_;
+            while (at_ < end_ && n < most) {
+                if (end_ - at_ >= chunk && !any_of_chunk()) {
+                    at_ += chunk;
+                    continue;
+                }
+                for (const index stop = std::min(end_, at_ + chunk); at_ < stop && n < most; ++at_)
+                    if (s_.any(q_begin_, q_end_, at_)) keys[n++] = at_;
+            }
             return n;
         }
 
     private:
+        static constexpr index chunk = 32;
+        // Without branches, in vectors: most keys of a long sequence are dead.
+        bool any_of_chunk() const {
+            const auto clamped = [](index q) { return static_cast<std::int32_t>(std::clamp<index>(q, lifetimes::first, lifetimes::last)); };
+            const std::int32_t begin = clamped(q_begin_), end = clamped(q_end_);
+            const std::int32_t *from = s_.from + at_, *until = s_.until + at_;
+            std::int32_t some = 0;
+            for (index i = 0; i < chunk; ++i) some |= std::max(from[i], begin) < std::min(until[i], end);
+            return some != 0;
+        }
+
         span s_;
         index at_, end_, q_begin_, q_end_;
     };
