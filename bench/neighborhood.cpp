@@ -1,7 +1,10 @@
-// Headline figures of static sparsity: speed-up over heed's own dense attention, per predicted speed-up, forward and backward.
+// Headline figures of sparsity: speed-up over heed's own dense attention, per predicted speed-up where the pattern is static, forward and
+// backward.
 #include <heed/mask/neighborhood_speedup.hpp>
 #include <heed/mask/power.hpp>
 #include <heed/mask/windows.hpp>
+#include <heed/score/key_bias.hpp>
+#include <heed/select/top_keys.hpp>
 
 #include "backward_data.hpp"
 
@@ -190,6 +193,46 @@ void add_small_windows(std::vector<figure>& figures) {
                        }});
 }
 
+// Dynamic mask attention over causal attention, the choice of its keys included.
+void add_dynamic_mask(std::vector<figure>& figures, index n, index kept, double bar) {
+    const shape s = square(64, n, 1);
+    const std::string name = "attention/f32/" + s.name() + "/dynamic_mask" + std::to_string(kept);
+    figures.push_back({name, bar, "times causal", [=](session& settings) {
+                           problem<float> data(s);
+                           std::vector<float> scores(static_cast<std::size_t>(n));
+                           fill_normal<float>({scores.data(), scores.size()}, 14);
+                           const auto of_keys = heed::bht(static_cast<const float*>(scores.data()), 1, 1, n);
+                           heed::lifetimes lives;
+                           const auto choose = [&](std::int64_t calls) {
+                               for (; calls > 0; --calls) lives = heed::top_keys(of_keys, kept);
+                           };
+                           const auto attend = [&](std::int64_t calls) {
+                               for (; calls > 0; --calls)
+                                   heed::attention(data.q(), data.k(), data.v(), data.out(), heed::alive{&lives}, heed::key_bias{of_keys});
+                           };
+                           const auto both = [&](std::int64_t calls) {
+                               for (; calls > 0; --calls) {
+                                   choose(1);
+                                   attend(1);
+                               }
+                           };
+                           const auto all = [&](std::int64_t calls) {
+                               for (; calls > 0; --calls) heed::attention(data.q(), data.k(), data.v(), data.out(), heed::causal);
+                           };
+                           both(1);
+                           const auto seen = heed::alive{&lives}.bind({1, 1, 1, n, n});
+                           data.check(
+                               causal_band,
+                               [&](double score, index, index query, index key) {
+                                   return seen.allows(0, 0, query, key) ? score + of_keys(0, 0, key) : -INFINITY;
+                               },
+                               name);
+                           const auto parts = alternate(choose, attend, settings.slice_seconds, [](double) { return 3; });
+                           return share(settings, all, both, 1,
+                                        ", choice " + times(100 * median_ratio(parts.first, parts.second)) + " % of the attention");
+                       }});
+}
+
 }  // namespace
 
 std::vector<figure> neighborhood_figures() {
@@ -215,6 +258,8 @@ std::vector<figure> neighborhood_figures() {
                  [=](session& settings) { return forward_share(settings, s, "power_of_two", 1, "", power, heed::causal); }});
     f.push_back({"attention_backward/f32/" + s.name() + "/power_of_two", 4.5, "times causal",
                  [=](session& settings) { return backward_share(settings, s, 1, "", power, heed::causal); }});
+    add_dynamic_mask(f, 8192, 1024, 2.8);
+    add_dynamic_mask(f, 32768, 1024, 10);
     return f;
 }
 

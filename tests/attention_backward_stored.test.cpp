@@ -103,6 +103,25 @@ TEST_CASE("narrow gradients of a padded batch leave what lies behind its lengths
     }
 }
 
+TEST_CASE("narrow gradients of packed queries are the rounded ones") {
+    random_source r(12);
+    const shape4 queries{1, 4, 60, 24}, keys{3, 2, 50, 24};
+    const auto q = normal_tensor<bfloat16>(r, queries), k = normal_tensor<bfloat16>(r, keys), v = normal_tensor<bfloat16>(r, keys),
+               d_out = normal_tensor<bfloat16>(r, queries);
+    const std::vector<std::int32_t> starts{0, 7, 7, 60}, lengths{50, 3, 41};
+    const heed::packed_queries packed{starts, lengths};
+    answer<float> forward(queries);
+    heed::attention(q.view, k.view, v.view, forward.result(), heed::causal, packed);
+    tensor<bfloat16> dq(queries), dk(keys), dv(keys);
+    tensor<float> wide_q(queries), wide_k(keys), wide_v(keys);
+    heed::attention_backward(q.view, k.view, v.view, forward.result(), d_out.view, dq.view, dk.view, dv.view, heed::causal, packed);
+    heed::attention_backward(q.view, k.view, v.view, forward.result(), d_out.view, wide_q.view, wide_k.view, wide_v.view, heed::causal,
+                             packed);
+    CHECK(same_bits(elements(dq.view), rounded<bfloat16>(elements(wide_q.view))));
+    CHECK(same_bits(elements(dk.view), rounded<bfloat16>(elements(wide_k.view))));
+    CHECK(same_bits(elements(dv.view), rounded<bfloat16>(elements(wide_v.view))));
+}
+
 TEST_CASE("the reference writes narrow gradients") {
     stored_call c;
     c.sequences.is = heed::whole_batch{};

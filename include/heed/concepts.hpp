@@ -102,9 +102,11 @@ struct position {
 //   void check(const char* door, extents)          optional, as for masks
 //   auto bind(extents)                             optional, as for masks
 //   void stage(b, h, tile, T* rows, index stride)  optional: writes the tile's parameters to rows[key * stride + query]; then the
-//                                                  engine calls apply(score, staged) instead of operator()
+//                                                  engine calls apply(score, staged) instead of operator(), unless that is
+//                                                  lane-generic and no gradient is collected
 //   static constexpr bool additive = true          promises that the derivative by the score is 1; without it the backward calls the
 //                                                  same function with dual numbers (kernel/dual.hpp)
+//   bool alike(first, last)                        optional: promises that query heads first ... last are changed alike
 //   S parameter_slope(S score, const position<S>&) optional: derivative by the mod's own parameter, for with_gradient
 //   void collect(b, h, tile, const T* rows, index stride, into)   for with_gradient of a staged mod: adds the gradient of the
 //                                                  staged parameters of a tile to the destination
@@ -306,6 +308,13 @@ auto look(const M& m, index b, index h, const index* queries, int count) {
         return m.look(b, h, queries, count);
     else
         return scattered_look<M>{&m, b, h, queries, count};
+}
+template <class F>
+constexpr bool alike(const F& f, index first, index last) {
+    if constexpr (requires { f.alike(first, last); })
+        return f.alike(first, last);
+    else
+        return first == last;
 }
 template <class F, class T>
 void factors(const F& f, index b, index h, const score_tile& t, T* rows, index stride) {

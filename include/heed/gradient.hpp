@@ -1,6 +1,7 @@
 // with_gradient(policy, destination): a policy whose learned parameters get a gradient in the backward; the forward ignores it.
 //
 //   bias                  -> view<G, 4> shaped as the bias; extents of 1 hold sums over that dimension
+//   key_bias              -> view<G, 3> shaped as the bias, likewise
 //   relative_bias         -> a view<G> shaped as its table
 //   alibi, sinks          -> std::span<G>, one a query head
 //   cosine, scale, and a score modification with one parameter for all heads (parameter_slope) -> G&

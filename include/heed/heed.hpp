@@ -33,12 +33,17 @@
 #include <heed/reference.hpp>
 #include <heed/reference_linear.hpp>
 #include <heed/score/bias.hpp>
+#include <heed/score/key_bias.hpp>
 #include <heed/score/region_bias.hpp>
 #include <heed/score/relative_bias.hpp>
 #include <heed/score/rotary.hpp>
 #include <heed/score/score.hpp>
+#include <heed/select/kept_keys.hpp>
+#include <heed/select/lifetimes.hpp>
 #include <heed/select/selection.hpp>
 #include <heed/select/top_k.hpp>
+#include <heed/select/top_keys.hpp>
+#include <heed/select/value_scores.hpp>
 #include <heed/tensor/concat.hpp>
 #include <heed/tensor/convolution.hpp>
 #include <heed/tensor/kv_cache.hpp>

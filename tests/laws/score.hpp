@@ -65,19 +65,23 @@ verdict check_lanes(const Mod& mod, const heed::extents& e, heed::index b, heed:
                     query[i] = static_cast<T>(tile.query_begin + std::min(lane + i, queries - 1));
                     apart[i] = query[i] - static_cast<T>(k0 + k);
                 }
-                P result;
+                const auto agrees = [&](const char* form, const P& result) -> verdict {
+                    result.store(changed);
+                    for (int i = 0; i < P::lanes && lane + i < queries; ++i) {
+                        const double s = score[i];
+                        const double expected = mod(s, heed::position<double>{b, h, double{query[i]}, k0 + k, double{apart[i]}});
+                        if (!near(changed[i], expected, std::abs(s) + std::abs(expected), slack))
+                            return broken("score ", s, " becomes ", changed[i], " in lane ", i, " of ", P::lanes, form, " and ", expected,
+                                          " alone (batch ", b, ", head ", h, ", query ", query[i], ", key ", k0 + k, ", ", sizeof(T),
+                                          "-byte elements)");
+                    }
+                    return {};
+                };
                 if constexpr (staged)
-                    result = mod.apply(P::load(score), P::load(rows.data() + k * stride + lane));
-                else
-                    result = mod(P::load(score), heed::position<P>{b, h, P::load(query), k0 + k, P::load(apart)});
-                result.store(changed);
-                for (int i = 0; i < P::lanes && lane + i < queries; ++i) {
-                    const double s = score[i];
-                    const double expected = mod(s, heed::position<double>{b, h, double{query[i]}, k0 + k, double{apart[i]}});
-                    if (!near(changed[i], expected, std::abs(s) + std::abs(expected), slack))
-                        return broken("score ", s, " becomes ", changed[i], " in lane ", i, " of ", P::lanes, " and ", expected,
-                                      " alone (batch ", b, ", head ", h, ", query ", query[i], ", key ", k0 + k, ", ", sizeof(T),
-                                      "-byte elements)");
+                    if (verdict v = agrees(", staged,", mod.apply(P::load(score), P::load(rows.data() + k * stride + lane))); !v) return v;
+                if constexpr (heed::ScoreMod<Mod, P>) {
+                    const heed::position<P> at{b, h, P::load(query), k0 + k, P::load(apart)};
+                    if (verdict v = agrees(", called,", mod(P::load(score), at)); !v) return v;
                 }
             }
     }

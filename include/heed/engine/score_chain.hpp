@@ -23,7 +23,7 @@ struct score_chain {
     static constexpr int size = std::tuple_size_v<Mods>;
 
     template <class Mod>
-    static constexpr bool is_staged = StagedScoreMod<Mod, T>;
+    static constexpr bool is_staged = StagedScoreMod<Mod, T> && (is_learned<Mod> || !ScoreMod<Mod, P>);
     template <class Mod>
     static constexpr bool is_summed = is_learned<Mod> && !is_staged<Mod>;
     template <class Mod>

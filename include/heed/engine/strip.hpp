@@ -168,6 +168,8 @@ public:
         if (n == 0) return;
         if constexpr (single)
             if (few_ && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
+        alike_ =
+            std::apply([&](const auto&... m) { return (ask::alike(m, heads_[0].head, heads_[parts_ - 1].head) && ...); }, mods_of_sequence);
         stage(batch, count, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
@@ -291,7 +293,7 @@ private:
     }
 
     template <class Mod>
-    static constexpr bool is_staged = StagedScoreMod<Mod, T>;
+    static constexpr bool is_staged = StagedScoreMod<Mod, T> && !ScoreMod<Mod, P>;
     static constexpr int staged_mods = []<std::size_t... I>(std::index_sequence<I...>) {
         return (0 + ... +
                 (is_staged<decltype(ask::bind(std::declval<std::tuple_element_t<I, typename Problem::mods_type>>(), extents{}))> ? 1 : 0));
@@ -326,11 +328,15 @@ private:
                     constexpr bool Masked = decltype(masked)::value;
                     if constexpr (N == 1 && row_shape<P>::possible)
                         if (few_) return weigh_rows<1, Masked, form::few, false>(s, batch, count, mods_of_sequence);
-                    if constexpr (has_pairs)
-                        if (paired_) return weigh_pairs<N, Masked>(s, batch, count, mods_of_sequence);
+                    const auto weigh = [&](auto heads) {
+                        constexpr form Form = decltype(heads)::value;
+                        if constexpr (has_pairs)
+                            if (paired_) return weigh_rows<N, Masked, Form, true>(s, batch, count, mods_of_sequence);
+                        score_rows<N, Masked, Form>(s, batch, count, mods_of_sequence);
+                    };
                     if constexpr (mods > 0 && most_parts > 1)
-                        if (parts_ > 1) return score_rows<N, Masked, form::several_heads>(s, batch, count, mods_of_sequence);
-                    score_rows<N, Masked, form::one_head>(s, batch, count, mods_of_sequence);
+                        if (!alike_) return weigh(std::integral_constant<form, form::several_heads>{});
+                    weigh(std::integral_constant<form, form::one_head>{});
                 };
                 if (s.masked)
                     go(std::true_type{});
@@ -363,12 +369,6 @@ private:
             tile.store(t_.weights + i * lanes + at, lanes);
         }
         if constexpr (through_memory) weigh_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
-    }
-    template <int N, bool Masked, class Mods>
-    void weigh_pairs(const tile_segment& s, index batch, int count, const Mods& mods_of_sequence) {
-        if constexpr (mods > 0 && most_parts > 1)
-            if (parts_ > 1) return weigh_rows<N, Masked, form::several_heads, true>(s, batch, count, mods_of_sequence);
-        weigh_rows<N, Masked, form::one_head, true>(s, batch, count, mods_of_sequence);
     }
 
     // A whole tile for the only query: scores and weights are one row.
@@ -501,7 +501,7 @@ private:
                     std::apply([&](const auto&... mod) { ((changed = applied(mod, changed, where, staged)), ...); }, mods_of_sequence);
                     const index first = heads_[h].lane - lane;
                     s = Form == form::one_head || first <= 0 ? changed : select(P::mask_from_bits(~lane_bits(first)), changed, s);
-                } while (Form != form::one_head && ++h < parts_ && heads_[h].lane < lane + P::lanes);
+                } while (Form != form::one_head && !alike_ && ++h < parts_ && heads_[h].lane < lane + P::lanes);
             }
             x[j] = fma(s, unit, P::load(state_.start() + lane));
         }
@@ -588,6 +588,7 @@ private:
     int count_ = 0, vectors_ = 0, parts_ = 0;
     bool few_ = false;     // both products have features in lanes
     bool paired_ = false;  // both products are of pairs of bfloat16
+    bool alike_ = true;    // score modifications make no difference between the heads
     bool fresh_ = false;   // O holds nothing yet
     index to_row_ = 0;     // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];

@@ -23,6 +23,11 @@ constexpr View broadcast(View v) {
         if (v.shape[i] == 1) v.strides[i] = 0;
     return v;
 }
+// Neighbouring query heads that share one of `heads`, or 0 where these cannot be shared out evenly.
+constexpr index group(index heads, index query_heads) {
+    if (heads == query_heads) return 1;
+    return heads > 0 && query_heads % heads == 0 ? std::max<index>(1, query_heads / heads) : 0;
+}
 // Throws unless each extent is 1 or fits.
 template <class View>
 void check(const char* door, const char* name, const View& v, const extents& e) {

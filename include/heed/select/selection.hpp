@@ -1,15 +1,17 @@
 // selection: keys chosen for each query, as plain data; selected{&picks}: the mask that lets a query see its own.
 //
 // Selectors (top_k) make selections, attention reads them; between the two they can be kept, printed, changed and reused by later layers.
-// `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`.
+// `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`. smooth_blocks makes one of whole blocks.
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/mask/view.hpp>
 #include <heed/policy.hpp>
 #include <heed/tensor/error.hpp>
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -32,12 +34,12 @@ struct selection {
 
 struct selected {
     using axis = axes::mask;
-    const selection* picks;  // batch and heads of 1 broadcast
+    const selection* picks;  // batch of 1 broadcasts; heads that divide the query heads serve as many neighbours each
 
     struct bound {
         using axis = axes::mask;
         const selection* picks;
-        index offset;
+        index offset, group;  // group: query heads that share a row
 
         bool allows(index b, index h, index q, index k) const {
             const auto rest = from(b, h, q, k);
@@ -81,7 +83,7 @@ struct selected {
     private:
         // What a query sees at or after `first`.
         std::span<const std::int32_t> from(index b, index h, index q, index first) const {
-            const auto row = picks->row(picks->batch == 1 ? 0 : b, picks->heads == 1 ? 0 : h, q - offset);
+            const auto row = picks->row(picks->batch == 1 ? 0 : b, h / group, q - offset);
             return {std::lower_bound(row.begin(), row.end(), first), row.end()};
         }
         template <class F>
@@ -93,11 +95,11 @@ struct selected {
         }
     };
 
-    bound bind(const extents& e) const { return {picks, e.offset()}; }
+    bound bind(const extents& e) const { return {picks, e.offset(), broadcasting::group(picks->heads, e.heads)}; }
     void check(const char* door, const extents& e) const {
         require(picks != nullptr, door, "selected must not be null");
         require(picks->batch == 1 || picks->batch == e.batch, door, "selected batch", picks->batch, "must be 1 or equal batch", e.batch);
-        require(picks->heads == 1 || picks->heads == e.heads, door, "selected heads", picks->heads, "must be 1 or equal heads", e.heads);
+        require(broadcasting::group(picks->heads, e.heads) > 0, door, "selected heads", picks->heads, "must divide query heads", e.heads);
         require(picks->queries == e.queries, door, "selected queries", picks->queries, "must equal queries", e.queries);
         require(picks->length == e.keys, door, "selected length", picks->length, "must equal keys", e.keys);
         const index rows = picks->batch * picks->heads * picks->queries, count = static_cast<index>(picks->keys.size());
@@ -120,5 +122,23 @@ struct selected {
         }
     }
 };
+
+// Of each row the blocks of `block` keys, the last one as long as it is, of which more than half are picked, whole; the others not at all.
+// What a mask denied comes back with its block: attend under that mask too.
+inline selection smooth_blocks(const selection& picks, index block) {
+    require(block >= 1, "smooth_blocks", "block", block, "must be at least", 1);
+    selected{&picks}.check("smooth_blocks", {picks.batch, picks.heads, picks.heads, picks.queries, picks.length});
+    selection smooth{picks.batch, picks.heads, picks.queries, picks.length, {0}, {}};
+    for (std::size_t r = 0; r + 1 < picks.row_begin.size(); ++r) {
+        const auto key = picks.keys.begin();
+        for (index i = picks.row_begin[r], next = i; i < picks.row_begin[r + 1]; i = next) {
+            const index begin = key[i] / block * block, end = std::min(begin + block, picks.length);
+            while (next < picks.row_begin[r + 1] && key[next] < end) ++next;
+            for (index k = begin; k < end && 2 * (next - i) > end - begin; ++k) smooth.keys.push_back(static_cast<std::int32_t>(k));
+        }
+        smooth.row_begin.push_back(static_cast<index>(smooth.keys.size()));
+    }
+    return smooth;
+}
 
 }  // namespace heed::inline HEED_ISA

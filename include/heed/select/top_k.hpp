@@ -6,6 +6,7 @@
 
 #include <heed/mask/algebra.hpp>
 #include <heed/policy.hpp>
+#include <heed/select/candidate.hpp>
 #include <heed/select/selection.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
@@ -34,19 +35,12 @@ selection top_k(const view<T, 4>& scores, index k, const Masks&... masks) {
     (ask::check(masks, door, e), ...);
     const auto mask = ask::bind(conjunction(std::tuple(masks...)), e);
 
-    struct candidate {
-        std::remove_const_t<T> score;
-        std::int32_t key;
-    };
-    const auto better = [](const candidate& x, const candidate& y) {
-        const bool x_is_nan = x.score != x.score, y_is_nan = y.score != y.score;
-        if (x_is_nan != y_is_nan) return x_is_nan;
-        return x.score > y.score || (!(x.score < y.score) && x.key < y.key);
-    };
+    using ranked = candidate<std::remove_const_t<T>>;
     const auto wanted = static_cast<std::size_t>(std::min(k, e.keys));
-    std::vector<candidate> best;
+    std::vector<ranked> best;
     const auto keep_wanted = [&] {
-        std::nth_element(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(wanted) - 1, best.end(), better);
+        std::nth_element(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(wanted) - 1, best.end(),
+                         [](const ranked& x, const ranked& y) { return better(x, y); });
         best.resize(wanted);
         return best.back().score;
     };
@@ -64,7 +58,7 @@ selection top_k(const view<T, 4>& scores, index k, const Masks&... masks) {
                     if (best.size() == 2 * wanted + 32) beaten = keep_wanted();
                 }
                 if (best.size() > wanted) keep_wanted();
-                for (const candidate& c : best) picks.keys.push_back(c.key);
+                for (const ranked& c : best) picks.keys.push_back(c.key);
                 std::sort(picks.keys.begin() + picks.row_begin.back(), picks.keys.end());
                 picks.row_begin.push_back(static_cast<index>(picks.keys.size()));
             }
