@@ -170,7 +170,7 @@ TEST_CASE("selections that do not fit are refused with their values") {
     CHECK_NOTHROW(refusal([](heed::selection&) {}));
     CHECK_THROWS_WITH(heed::selected{nullptr}.check("attention", e), "heed::attention: selected must not be null");
     CHECK_THROWS_WITH(refusal([](auto& p) { p.batch = 3; }), contains_text("selected batch (3) must be 1 or equal batch (2)"));
-    CHECK_THROWS_WITH(refusal([](auto& p) { p.heads = 2; }), contains_text("selected heads (2) must be 1 or equal heads (3)"));
+    CHECK_THROWS_WITH(refusal([](auto& p) { p.heads = 2; }), contains_text("selected heads (2) must divide heads (3)"));
     CHECK_THROWS_WITH(refusal([](auto& p) { p.queries = 1; }), contains_text("selected queries (1) must equal queries (2)"));
     CHECK_THROWS_WITH(refusal([](auto& p) { p.length = 8; }), contains_text("selected length (8) must equal keys (9)"));
     CHECK_THROWS_WITH(refusal([](auto& p) { p.row_begin.pop_back(); }),
