@@ -71,7 +71,8 @@ public:
         sum(end, per_block, top, total);
         for (int i = 0; i < count; ++i) total[i] = 1 / total[i];
         for (index c = 0; c * per_block < end; ++c)
-            for (int i = 0; i < count; ++i) scores(b, h, (first + i) / per_block, c) += sums_[at(c * lanes + i)] * total[i];
+            for (index i = std::max<index>(0, c * per_block - offset_ - first); i < count; ++i)
+                scores(b, h, (first + i) / per_block, c) += sums_[at(c * lanes + i)] * total[i];
     }
 
 private:
@@ -106,9 +107,6 @@ private:
                     for (int i = 0; i < M; ++i) {
                         const index token = (j + i) * how_.stride + u;
                         rows[i] = j + i < end && token < k_.extent(2) ? &k_(b, key_head, token, 0) : zeros_.data();
-                        const index later = token + tile * how_.stride;
-                        if (later < k_.extent(2))
-                            for (index d = 0; d < depth_; d += 64 / static_cast<index>(sizeof(T))) prefetch(&k_(b, key_head, later, d));
                     }
                     c.multiply_rows(rows, depth_, &query_[at(u * depth_ * lanes)], lanes);
                 }
