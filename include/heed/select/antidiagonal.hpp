@@ -52,7 +52,6 @@ public:
           how_(how),
           factor_(static_cast<T>(scale * std::numbers::log2e / static_cast<double>(how.stride))),
           depth_(q.extent(3)),
-          rows_(blocks_of(q.extent(2), how.stride)),
           columns_(blocks_of(k.extent(2), how.stride)),
           offset_((k.extent(2) - q.extent(2)) / how.stride),
           query_(static_cast<std::size_t>(how.stride * depth_ * lanes)),
@@ -64,7 +63,7 @@ public:
     void add(index b, index h, index key_head, index first, int count, const view<T, 4>& scores) {
         take_queries(b, h, first, count);
         const index end = std::min(columns_, offset_ + first + count);
-        for (index j = 0; j < end; j += tile) multiply(b, key_head, j, std::min(end, j + tile));
+        for (index j = 0; j < end; j += tile) multiply(b, key_head, j, std::min(end, j + tile), offset_ + first);
         T top[lanes], total[lanes];
         greatest(offset_ + first, end, top);
         const index per_block = how_.block / how_.stride;
@@ -89,30 +88,41 @@ private:
             transpose_into(rows_at<const T>{rows}, lanes, depth_, rows_apart<T>{&query_[at(t * depth_ * lanes)], lanes}, factor_);
         }
     }
-    // Columns [begin, end), and up to the next multiple of M rows of zeros.
-    HEED_NOINLINE void multiply(index b, index key_head, index begin, index end) {
-        const index some =
-            std::max<index>(1, 16384 / (depth_ * lanes * static_cast<index>(sizeof(T))));  // tokens whose queries fit the first cache
+    // Columns [begin, end), and up to the next multiple of M rows of zeros. Vectors of rows that are all before a column are left out; the
+    // first row's own column is `own`.
+    HEED_NOINLINE void multiply(index b, index key_head, index begin, index end, index own) {
+        // Tokens whose queries fit the first cache.
+        const index some = std::max<index>(1, 16384 / (std::max<index>(1, depth_) * lanes * static_cast<index>(sizeof(T))));
         for (index t = 0; t < how_.stride; t += some) {
             const index t_end = std::min(how_.stride, t + some);
             for (index j = begin; j < end; j += M) {
-                register_tile<M, N, P> c;
-                T* to = &products_[at(j * lanes)];
-                if (t == 0)
-                    c.zero();
+                const index left_out = (j - own) / P::lanes;
+                if (left_out <= 0)
+                    add_tokens<0>(b, key_head, j, end, t, t_end);
+                else if (left_out == 1 || N <= 2)
+                    add_tokens<std::min(1, N - 1)>(b, key_head, j, end, t, t_end);
                 else
-                    c.load(to, lanes);
-                for (index u = t; u < t_end; ++u) {
-                    const T* rows[M];
-                    for (int i = 0; i < M; ++i) {
-                        const index token = (j + i) * how_.stride + u;
-                        rows[i] = j + i < end && token < k_.extent(2) ? &k_(b, key_head, token, 0) : zeros_.data();
-                    }
-                    c.multiply_rows(rows, depth_, &query_[at(u * depth_ * lanes)], lanes);
-                }
-                c.store(to, lanes);
+                    add_tokens<N - 1>(b, key_head, j, end, t, t_end);
             }
         }
+    }
+    template <int First>
+    HEED_INLINE void add_tokens(index b, index key_head, index j, index end, index t, index t_end) {
+        register_tile<M, N - First, P> c;
+        T* to = &products_[at(j * lanes + First * P::lanes)];
+        if (t == 0)
+            c.zero();
+        else
+            c.load(to, lanes);
+        for (; t < t_end; ++t) {
+            const T* rows[M];
+            for (int i = 0; i < M; ++i) {
+                const index token = (j + i) * how_.stride + t;
+                rows[i] = j + i < end && token < k_.extent(2) ? &k_(b, key_head, token, 0) : zeros_.data();
+            }
+            c.multiply_rows(rows, depth_, &query_[at(t * depth_ * lanes + First * P::lanes)], lanes);
+        }
+        c.store(to, lanes);
     }
     // Columns behind a row's own, which begin at `own` for the first row, are set to -inf.
     void greatest(index own, index end, T* top) {
@@ -148,7 +158,7 @@ private:
     view<const T, 4> q_, k_;
     antidiagonal how_;
     T factor_;
-    index depth_, rows_, columns_, offset_;
+    index depth_, columns_, offset_;
     std::vector<T> query_, products_, sums_, zeros_;
 };
 
@@ -161,7 +171,7 @@ void antidiagonal_scores(const view<Q, 4>& q, const view<K, 4>& k, const view<T,
     constexpr const char* door = "antidiagonal_scores";
     static_assert(std::is_same_v<std::remove_const_t<Q>, T> && std::is_same_v<std::remove_const_t<K>, T> && std::is_floating_point_v<T>,
                   "heed: antidiagonal_scores takes queries, keys and scores of one type, float or double");
-    static_assert((on_axis<Policies, axes::executor> && ...),
+    static_assert((on_axis<Policies, axes::executor> && ...) && sizeof...(Policies) <= 1,
                   "heed: antidiagonal_scores takes an executor after its parameters, nothing else");
     const index queries = q.extent(2), keys = k.extent(2);
     require(how.stride >= 1, door, "stride", how.stride, "must be at least", 1);
@@ -189,13 +199,16 @@ void antidiagonal_scores(const view<Q, 4>& q, const view<K, 4>& k, const view<T,
     const index per_block = how.block / how.stride, together = std::max<index>(1, strip::lanes / per_block);
     const index rows = blocks_of(queries, how.stride), tasks_per_head = blocks_of(scores.extent(2), together);
     const index group = q.extent(1) / k.extent(1);
-    const auto work = [&](index task, index) {
+    index workers = 1;
+    if constexpr (sizeof...(Policies) > 0) workers = (policies.workers(), ...);
+    std::vector<strip> strips(static_cast<std::size_t>(workers), strip(q, k, how, scale));
+    const auto work = [&](index task, index worker) {
         const index part = tasks_per_head - 1 - task % tasks_per_head, head = task / tasks_per_head;
         const index b = head / q.extent(1), h = head % q.extent(1);
         const index first = part * together, end = std::min(scores.extent(2), first + together);
         for (index r = first; r < end; ++r)
             for (index c = 0; c < scores.extent(3); ++c) scores(b, h, r, c) = T{0};
-        strip s(q, k, how, scale);
+        strip& s = strips[static_cast<std::size_t>(worker)];
         const index last_row = std::min(rows, end * per_block);
         for (index row = first * per_block; row < last_row; row += strip::lanes)
             s.add(b, h, h / group, row, static_cast<int>(std::min<index>(strip::lanes, last_row - row)), scores);

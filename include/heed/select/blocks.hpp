@@ -58,8 +58,11 @@ struct selected_blocks {
     private:
         index query(index q) const { return (q - offset) / query_block; }
         score_tile lattice(const score_tile& t) const {
-            return {query(t.query_begin), query(t.query_end - 1) + 1, t.key_begin / key_block, (t.key_end - 1) / key_block + 1};
+            const index q = query(t.query_begin), k = t.key_begin / key_block;
+            return {q, q + more(t.query_end - offset - q * query_block, query_block), k, k + more(t.key_end - k * key_block, key_block)};
         }
+        // Blocks of n > 0, mostly one: a division takes as long as the rest of an answer.
+        static constexpr index more(index n, index size) { return n <= size ? 1 : blocks_of(n, size); }
         static constexpr std::uint64_t below(index n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; }
     };
 

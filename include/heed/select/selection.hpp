@@ -118,7 +118,7 @@ struct selected {
     private:
         // What a query sees at or after `first`.
         std::span<const std::int32_t> from(index b, index h, index q, index first) const {
-            const auto row = picks->row(picks->batch == 1 ? 0 : b, h / group, q - offset);
+            const auto row = picks->row(picks->batch == 1 ? 0 : b, picks->heads == 1 ? 0 : h / group, q - offset);
             return {std::lower_bound(row.begin(), row.end(), first), row.end()};
         }
         template <class F>
