@@ -100,6 +100,18 @@ TEST_CASE("keys that nobody sees and queries that see nothing may hold NaN") {
     CHECK(heed_test::distance(heed_test::elements(heed_test::widened(got.view).view), heed_test::elements(expected.view)) < 1e-5);
 }
 
+TEST_CASE("a row of lse -inf counts with 0, also where no mask says so") {
+    heed_test::random_source r(1070);
+    const auto q = heed_test::normal_tensor<double>(r, {1, 1, 4, 3}), k = heed_test::normal_tensor<double>(r, {1, 1, 6, 3});
+    heed_test::answer<double> a({1, 1, 4, 1});
+    const heed::mass_blocks how{4, 6};
+    attended(q.view, k.view, a.lse, 1, how, heed::everything{});
+    a.lse(0, 0, 1) = -std::numeric_limits<double>::infinity();
+    heed_test::tensor<double> got({1, 1, 1, 1});
+    heed::block_mass(q.view, k.view, a.lse, got.view, how);
+    CHECK(got.view(0, 0, 0, 0) == Approx(0.75));
+}
+
 TEST_CASE("arguments of block_mass that do not fit are refused with their values") {
     heed_test::tensor<float> q({1, 4, 5, 3}), k({1, 2, 9, 3}), mass({1, 2, 2, 3});
     heed_test::answer<float> a({1, 4, 5, 1});

@@ -55,7 +55,7 @@ void each_path(const tables& x, F&& f) {
 }  // namespace
 
 TEST_CASE("both objectives find what enumeration finds") {
-    for (std::uint64_t stream = 0; stream < 120; ++stream) {
+    for (std::uint64_t stream = 0; stream < 400; ++stream) {
         heed_test::random_source r(810 + stream);
         INFO("HEED_TEST_SEED=" << heed_test::test_seed() << " stream " << stream);
         const tables x = random_tables(r, r.between(1, 3), r.between(1, 9), r.chance(50));
