@@ -7,6 +7,8 @@
 
 #include <heed/concepts.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
+#include <heed/kernel/row_products.hpp>
 #include <heed/kernel/transpose.hpp>
 #include <heed/kernel/vexp.hpp>
 #include <heed/mask/algebra.hpp>
@@ -39,7 +41,9 @@ class mass_strip {
 public:
     using T = typename P::value_type;
     using shape = tile_shape<P>;
+    using few = row_shape<P>;
     static constexpr int lanes = shape::lanes;
+    static constexpr int tile = 64;  // keys
 
     mass_strip(const view<const T, 4>& q, const view<const T, 4>& k, const view<const T, 3>& lse, const Mask& mask, const mass_blocks& how,
                double scale)
@@ -49,7 +53,8 @@ public:
           mask_(mask),
           how_(how),
           factor_(static_cast<T>(scale * std::numbers::log2e)),
-          query_(static_cast<std::size_t>(q.extent(3) * lanes)),
+          query_(static_cast<std::size_t>(few::padded(q.extent(3)) * (lanes + 4))),
+          scores_(static_cast<std::size_t>((tile + 16) * P::lanes)),
           zeros_(static_cast<std::size_t>(q.extent(3))) {}
 
     // Pairs [first, first + count) of heads from `head` on and rows from `row` on, `rows` to a head; to mass(C) add for key blocks [c,
@@ -72,10 +77,20 @@ public:
             start_[i] = -lse * std::numbers::log2e_v<T>;
             from[i] = &q_(b, heads_[i], queries_[i], 0);
         }
-        transpose_into(rows_at<const T>{from}, lanes, q_.extent(3), rows_apart<T>{query_.data(), lanes}, factor_);
+        const index depth = q_.extent(3);
+        const bool features_in_lanes = few::possible && count < few::enough;
+        if (features_in_lanes)
+            for_row_groups<P>(count, [&](auto r, int at) {
+                pack_queries<decltype(r)::value, P>(from + at, count - at, depth, factor_, query_.data() + at * few::padded(depth));
+            });
+        else
+            transpose_into(rows_at<const T>{from}, lanes, depth, rows_apart<T>{query_.data(), lanes}, factor_);
         for (; c < c_end; ++c) {
             const index begin = c * how_.key_block, end = std::min(k_.extent(2), begin + how_.key_block);
-            into(c, count <= P::lanes ? share<1>(key_head, begin, end) : share<shape::step>(key_head, begin, end));
+            if (features_in_lanes)
+                into(c, share_of_few(key_head, begin, end));
+            else
+                into(c, count <= P::lanes ? share<1>(key_head, begin, end) : share<shape::step>(key_head, begin, end));
         }
     }
 
@@ -91,19 +106,50 @@ private:
             const bool whole = whole_or_bits(j, keys, bits);
             const T* rows[M];
             for (int i = 0; i < M; ++i) rows[i] = &k_(batch_, key_head, j + std::min(i, keys - 1), 0);
-            register_tile<M, N, P> tile;
-            tile.start_from(start_);
-            tile.multiply_rows(rows, q_.extent(3), query_.data(), lanes);
+            register_tile<M, N, P> products;
+            products.start_from(start_);
+            products.multiply_rows(rows, q_.extent(3), query_.data(), lanes);
             for (int i = 0; i < keys; ++i) {
-                exp2_all(tile.c[i]);
+                exp2_all(products.c[i]);
                 for (int n = 0; n < N; ++n)
-                    sums[n] += whole ? tile.c[i][n] : select(P::mask_from_bits(bits[i] >> (n * P::lanes)), tile.c[i][n], P(0));
+                    sums[n] += whole ? products.c[i][n] : select(P::mask_from_bits(bits[i] >> (n * P::lanes)), products.c[i][n], P(0));
             }
         }
+        return sum_of_living(sums);
+    }
+    template <int N>
+    T sum_of_living(const P (&sums)[N]) const {
         T all[lanes], sum = 0;
         for (int n = 0; n < N; ++n) sums[n].store(all + n * P::lanes);
         for (int i = 0; i < count_; ++i) sum += (alive_ >> i & 1) != 0 ? all[i] : T{0};
         return sum;
+    }
+    // The same with features in lanes, where memory is the limit.
+    HEED_NOINLINE T share_of_few(index key_head, index begin, index end) {
+        P sums[1] = {P(0)};
+        const index depth = q_.extent(3);
+        const T *rows[tile + 16], *next_rows[tile];
+        std::uint64_t bits[tile];
+        for (index j = begin; j < end; j += tile) {
+            const int keys = static_cast<int>(std::min<index>(tile, end - j));
+            for (int i = 0; i < (keys + 15) / 16 * 16; ++i) rows[i] = &k_(batch_, key_head, j + std::min(i, keys - 1), 0);
+            const int ahead = static_cast<int>(std::min<index>(keys, k_.extent(2) - j - keys));
+            for (int i = 0; i < ahead; ++i) next_rows[i] = &k_(batch_, key_head, j + keys + i, 0);
+            row_prefetch next;
+            for_row_groups<P>(count_, [&](auto r, int at) {
+                constexpr int R = decltype(r)::value;
+                const index steps = R == 1 ? keys : keys / few::keys(R) * (depth / (2 * few::features(R)));
+                if (at == 0 && ahead > 0) next = {next_rows, ahead, depth, std::max<index>(1, steps)};
+                dot_rows<R, P>(rows, keys, depth, query_.data() + at * few::padded(depth), nullptr, scores_.data(), P::lanes, at, next);
+            });
+            const bool whole = whole_or_bits(j, keys, bits);
+            for (int i = 0; i < keys; ++i) {
+                P x[1] = {P::load(&scores_[static_cast<std::size_t>(i * P::lanes)]) + P::load(start_)};
+                exp2_all(x);
+                sums[0] += whole ? x[0] : select(P::mask_from_bits(bits[i]), x[0], P(0));
+            }
+        }
+        return sum_of_living(sums);
     }
     // Whether all queries see all of these keys; otherwise bit i of bits[key] says it of query i.
     bool whole_or_bits(index j, int keys, std::uint64_t* bits) const {
@@ -114,7 +160,7 @@ private:
         if (whole) return true;
         std::fill(bits, bits + keys, 0);
         each_head([&](int first, int end) {
-            std::uint64_t part[shape::most_rows];
+            std::uint64_t part[tile];
             ask::bits(mask_, batch_, heads_[first], tile_of(first, end, j, keys), part);
             for (int i = 0; i < keys; ++i) bits[i] |= part[i] << first;
         });
@@ -137,7 +183,7 @@ private:
     const Mask& mask_;
     mass_blocks how_;
     T factor_;
-    std::vector<T> query_, zeros_;
+    std::vector<T> query_, scores_, zeros_;
     T start_[lanes];
     index heads_[lanes], queries_[lanes], batch_ = 0;
     int count_ = 0;
