@@ -166,7 +166,7 @@ TEST_CASE("arguments of the antidiagonal estimate that do not fit are refused wi
     };
     const auto nothing = [](auto&, auto&, auto&) {};
     const auto told = [](const std::string& text) { return contains_text("heed::antidiagonal_scores: " + text); };
-    CHECK_NOTHROW(refusal([](auto&, auto& b, auto&) { b.data += 3, b.shape[2] = 28; }));
+    CHECK_NOTHROW(refusal(nothing));
     CHECK_THROWS_WITH(refusal(nothing, {.stride = 0, .block = 8}), told("stride (0) must be at least (1)"));
     CHECK_THROWS_WITH(refusal(nothing, {.stride = 3, .block = 8}), told("block (8) must be a multiple of the stride (3)"));
     CHECK_THROWS_WITH(refusal(nothing, {.stride = 4, .block = 0}), told("block (0) must be a multiple of the stride (4)"));
