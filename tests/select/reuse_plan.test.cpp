@@ -123,6 +123,28 @@ TEST_CASE("exempt layers neither give nor take") {
     CHECK(plan.source[4] == 4);
 }
 
+TEST_CASE("sensitive layers have the largest mean ratios, outliers clipped") {
+    // Quartiles of layer 1 are 0.2 and 0.3, so that 0.9 counts as 0.45: a mean of 0.27, which would be 0.36 otherwise.
+    const std::vector<double> ratios{.3, .2, .1, .3,  //
+                                     .3, .3, .1, .3,  //
+                                     .3, .2, .1, .3,  //
+                                     .3, .2, .1, .3,  //
+                                     .3, .9, .1, .3};
+    const auto sensitive = [&](double share) { return heed::sensitive_layers({ratios.data(), {5, 4}, {4, 1}}, share); };
+    using list = std::vector<heed::index>;
+    CHECK(sensitive(0).empty());
+    CHECK(sensitive(0.1) == list{0});
+    CHECK(sensitive(0.5) == list{0, 3});
+    CHECK(sensitive(0.51) == list{0, 1, 3});
+    CHECK(sensitive(1) == list{0, 1, 2, 3});
+    CHECK_THROWS_WITH(sensitive(1.5), contains_text("heed::sensitive_layers: share (1.5") && contains_text("must lie between 0 and (1)"));
+    CHECK_THROWS_WITH(heed::sensitive_layers({ratios.data(), {0, 4}, {4, 1}}, 0.5),
+                      "heed::sensitive_layers: steps (0) must be at least (1)");
+    CHECK_THROWS_WITH(heed::sensitive_layers({nullptr, {5, 4}, {4, 1}}, 0.5), "heed::sensitive_layers: ratios must not be null");
+    const double unknown = std::nan("");
+    CHECK_THROWS_WITH(heed::sensitive_layers({&unknown, {1, 1}, {1, 1}}, 0.5), "heed::sensitive_layers: ratio (nan) must be finite");
+}
+
 TEST_CASE("overlaps and objectives that do not fit are refused with their values") {
     tables x{1, 2, {1, .5, 0, 1}};
     const auto plan = [&](const heed::view<const double, 3>& v) { return heed::plan_reuse(v, heed::widest_overlap{1}); };

@@ -15,7 +15,9 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <numeric>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace heed::inline HEED_ISA {
@@ -152,6 +154,42 @@ inline reuse_plan plan_reuse(const view<const double, 3>& overlaps, const fewest
         (reuse::best_path(s, middle, objective.threshold, reused).empty() ? low : high) = middle;
     }
     return reuse::described(reuse::steps_of(door, overlaps), reuse::best_path(s, high, objective.threshold, reused));
+}
+
+// The ceil(layers * share) layers, ascending, whose attention is spread most: ratios (step, layer) is the part of the blocks that holds
+// most of the mass, what top_p takes of them. Outliers of a layer count as 1.5 times the distance of its quartiles away from the nearer
+// one; of equal means the lower layer is taken.
+inline std::vector<index> sensitive_layers(const view<const double, 2>& ratios, double share) {
+    constexpr const char* door = "sensitive_layers";
+    const index steps = ratios.extent(0), layers = ratios.extent(1);
+    require(share >= 0 && share <= 1, door, "share", share, "must lie between 0 and", 1);
+    require(steps >= 1, door, "steps", steps, "must be at least", 1);
+    require(ratios.data != nullptr || ratios.empty(), door, "ratios must not be null");
+    std::vector<double> means;
+    for (index j = 0; j < layers; ++j) {
+        std::vector<double> sorted;
+        for (index s = 0; s < steps; ++s) {
+            require(std::isfinite(ratios(s, j)), door, "ratio", ratios(s, j), "must be finite");
+            sorted.push_back(ratios(s, j));
+        }
+        std::sort(sorted.begin(), sorted.end());
+        const auto quartile = [&](double q) {
+            const double at = q * static_cast<double>(steps - 1), low = std::floor(at);
+            const auto i = static_cast<std::size_t>(low);
+            return sorted[i] + (at - low) * (sorted[std::min(i + 1, sorted.size() - 1)] - sorted[i]);
+        };
+        const double first = quartile(0.25), third = quartile(0.75), reach = 1.5 * (third - first);
+        double sum = 0;
+        for (const double x : sorted) sum += std::clamp(x, first - reach, third + reach);
+        means.push_back(sum / static_cast<double>(steps));
+    }
+    std::vector<index> order(static_cast<std::size_t>(layers));
+    std::iota(order.begin(), order.end(), index{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](index x, index y) { return means[static_cast<std::size_t>(x)] > means[static_cast<std::size_t>(y)]; });
+    order.resize(static_cast<std::size_t>(std::ceil(static_cast<double>(layers) * share)));
+    std::sort(order.begin(), order.end());
+    return order;
 }
 
 // Of a table (source layer, layer): layers that must attend to everything neither give nor take a selection.
