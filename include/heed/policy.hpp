@@ -17,6 +17,7 @@ struct similarity {};    // how is the raw score made of a query and a key?
 struct scale {};         // what is it multiplied with?
 struct score {};         // how is it changed afterwards?
 struct mask {};          // which keys may a query see?
+struct forced {};        // which keys are selected whatever their score?
 struct accumulator {};   // how do scores become weights?
 struct weight {};        // with what factor does a weight reach the values?
 struct observer {};      // who sees the weights and their gradients?

@@ -35,7 +35,7 @@ inline padding draw_padding(random_source& r) {
 template <class T>
 class tensor {
 public:
-    static constexpr T hole = T(std::numeric_limits<heed::computed_with<T>>::quiet_NaN());
+    static constexpr T hole = T(std::is_integral_v<T> ? 0 : std::numeric_limits<heed::computed_with<T>>::quiet_NaN());
     heed::view<T, 4> view;
 
     tensor() = default;

@@ -1,7 +1,8 @@
 // selection: keys chosen for each query, as plain data; selected{&picks}: the mask that lets a query see its own.
 //
-// Selectors (top_k) make selections, attention reads them; between the two they can be kept, printed, changed and reused by later layers.
-// `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`. smooth_blocks makes one of whole blocks.
+// Selectors (top_k, top_p, at_least) make selections, attention reads them; between the two they can be kept, printed, changed and reused
+// by later layers. `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`. A selection may also
+// be of blocks of queries and keys, which selected_blocks reads (select/blocks.hpp); smooth_blocks makes one of whole blocks of keys.
 #pragma once
 
 #include <heed/concepts.hpp>
@@ -30,16 +31,46 @@ struct selection {
         const auto r = static_cast<std::size_t>((b * heads + h) * queries + i);
         return {keys.data() + row_begin[r], static_cast<std::size_t>(row_begin[r + 1] - row_begin[r])};
     }
+    index rows() const { return batch * heads * queries; }
+    // Throws unless the rows are as said above.
+    void check(const char* door, const char* name) const {
+        const index count = static_cast<index>(keys.size());
+        require(batch >= 0 && heads >= 0 && queries >= 0, door, name, "extents must not be negative");
+        require(static_cast<index>(row_begin.size()) == rows() + 1, door, name, "row_begin entries", row_begin.size(),
+                "must be one more than the rows", rows());
+        require(row_begin.front() == 0, door, name, "row_begin first entry", row_begin.front(), "must be", 0);
+        require(row_begin.back() == count, door, name, "row_begin last entry", row_begin.back(), "must equal the number of keys", count);
+        for (std::size_t r = 0; r + 1 < row_begin.size(); ++r)
+            require(row_begin[r] <= row_begin[r + 1], door, name, "row_begin entry", row_begin[r + 1],
+                    "must not be below the entry before it", row_begin[r]);
+        for (std::size_t r = 0; r + 1 < row_begin.size(); ++r) {
+            index last = -1;
+            for (index i = row_begin[r]; i < row_begin[r + 1]; ++i) {
+                const index k = keys[static_cast<std::size_t>(i)];
+                require(k > last, door, name, "key", k, "must be above the key before it", last);
+                last = k;
+            }
+            require(last < length, door, name, "key", last, "must be below keys", length);
+        }
+    }
+    // Throws unless it fits a call of so many rows of queries and keys, or blocks of them.
+    void check(const char* door, const char* name, const extents& e, index rows_of_queries, index rows_of_keys) const {
+        require(batch == 1 || batch == e.batch, door, name, "batch", batch, "must be 1 or equal batch", e.batch);
+        require(heads > 0 ? e.heads % heads == 0 : e.heads == 0, door, name, "heads", heads, "must divide query heads", e.heads);
+        require(queries == rows_of_queries, door, name, "queries", queries, "must equal queries", rows_of_queries);
+        require(length == rows_of_keys, door, name, "length", length, "must equal keys", rows_of_keys);
+        check(door, name);
+    }
 };
 
 struct selected {
     using axis = axes::mask;
-    const selection* picks;  // batch of 1 broadcasts; heads that divide the query heads serve as many neighbours each
+    const selection* picks;  // a batch of 1 broadcasts; heads may be those of groups of query heads, or 1
 
     struct bound {
         using axis = axes::mask;
         const selection* picks;
-        index offset, group;  // group: query heads that share a row
+        index offset, group;  // group: query heads to a row of picks
 
         bool allows(index b, index h, index q, index k) const {
             const auto rest = from(b, h, q, k);
@@ -80,10 +111,16 @@ struct selected {
                 each(b, h, q, t.key_begin, t.key_end, [&](index k) { rows[k - t.key_begin] |= std::uint64_t{1} << (q - t.query_begin); });
         }
 
+        // The first key at or after `first`, or the length.
+        index next(index b, index h, index q, index first) const {
+            const auto rest = from(b, h, q, first);
+            return rest.empty() ? picks->length : rest.front();
+        }
+
     private:
         // What a query sees at or after `first`.
         std::span<const std::int32_t> from(index b, index h, index q, index first) const {
-            const auto row = picks->row(picks->batch == 1 ? 0 : b, h / group, q - offset);
+            const auto row = picks->row(picks->batch == 1 ? 0 : b, picks->heads == 1 ? 0 : h / group, q - offset);
             return {std::lower_bound(row.begin(), row.end(), first), row.end()};
         }
         template <class F>
@@ -95,31 +132,10 @@ struct selected {
         }
     };
 
-    bound bind(const extents& e) const { return {picks, e.offset(), broadcasting::group(picks->heads, e.heads)}; }
+    bound bind(const extents& e) const { return {picks, e.offset(), picks->heads > 0 ? e.heads / picks->heads : 1}; }
     void check(const char* door, const extents& e) const {
         require(picks != nullptr, door, "selected must not be null");
-        require(picks->batch == 1 || picks->batch == e.batch, door, "selected batch", picks->batch, "must be 1 or equal batch", e.batch);
-        require(broadcasting::group(picks->heads, e.heads) > 0, door, "selected heads", picks->heads, "must divide query heads", e.heads);
-        require(picks->queries == e.queries, door, "selected queries", picks->queries, "must equal queries", e.queries);
-        require(picks->length == e.keys, door, "selected length", picks->length, "must equal keys", e.keys);
-        const index rows = picks->batch * picks->heads * picks->queries, count = static_cast<index>(picks->keys.size());
-        require(static_cast<index>(picks->row_begin.size()) == rows + 1, door, "selected row_begin entries", picks->row_begin.size(),
-                "must be one more than the rows", rows);
-        require(picks->row_begin.front() == 0, door, "selected row_begin first entry", picks->row_begin.front(), "must be", 0);
-        require(picks->row_begin.back() == count, door, "selected row_begin last entry", picks->row_begin.back(),
-                "must equal the number of keys", count);
-        for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r)
-            require(picks->row_begin[r] <= picks->row_begin[r + 1], door, "selected row_begin entry", picks->row_begin[r + 1],
-                    "must not be below the entry before it", picks->row_begin[r]);
-        for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
-            index last = -1;
-            for (index i = picks->row_begin[r]; i < picks->row_begin[r + 1]; ++i) {
-                const index k = picks->keys[static_cast<std::size_t>(i)];
-                require(k > last, door, "selected key", k, "must be above the key before it", last);
-                last = k;
-            }
-            require(last < e.keys, door, "selected key", last, "must be below keys", e.keys);
-        }
+        picks->check(door, "selected", e, e.queries, e.keys);
     }
 };
 
