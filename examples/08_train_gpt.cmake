@@ -1,5 +1,6 @@
 # A short training by softmax and by each linear attention, the gradient of every mechanism, a resumed run and refusals. The run of two
 # minutes is the program without options. Threads that wait do not spin: where other programs use the cores that takes ten times as long.
+target_sources(example_08_train_gpt PRIVATE train_gpt/softmax_mechanisms.cpp train_gpt/linear_mechanisms.cpp)
 target_compile_definitions(example_08_train_gpt PRIVATE "TRAIN_GPT_TEXT=\"${PROJECT_SOURCE_DIR}\"")
 
 add_test(NAME examples/08_train_gpt_gradient COMMAND example_08_train_gpt --check-gradient)
@@ -16,7 +17,7 @@ endfunction()
 foreach(check training resume interrupt errors)
     heed_test_train_gpt(${check} ${check})
 endforeach()
-foreach(attention lightning gated delta gated-delta)
+foreach(attention dma lightning gated delta gated-delta)
     heed_test_train_gpt(training_${attention} training -DATTENTION=${attention})
 endforeach()
 heed_test_train_gpt(resume_gated-delta resume -DATTENTION=gated-delta)

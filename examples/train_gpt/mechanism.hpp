@@ -1,13 +1,10 @@
 // The attention of the model: what a layer calls, and the table of mechanisms to choose from.
 #pragma once
 
-#include "linear_mechanism.hpp"
-
-#include <heed/heed.hpp>
+#include <heed/accumulate/merge.hpp>
 #include <heed/interop/openmp.hpp>
-#include <heed/score/rotary.hpp>
+#include <heed/tensor/view.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -15,6 +12,8 @@
 #include <vector>
 
 namespace gpt {
+
+using heed::index;
 
 // Sizes of the model; tokens are bytes.
 struct shape {
@@ -36,38 +35,21 @@ struct mechanism {
         backward;
 };
 
-template <class T, class... Policies>
-mechanism<T> by_attention(bool rotates, Policies... policies) {
-    return {rotates, 0, [=](auto q, auto k, auto v, auto, auto made) { heed::attention(q, k, v, made, policies...); },
-            [=](auto q, auto k, auto v, auto, auto made, auto d_out, auto dq, auto dk, auto dv, auto) {
-                heed::attention_backward(q, k, v, made, d_out, dq, dk, dv, policies...);
-            }};
-}
-
-// make_rule(gates...): the rule from a view (batch, head, token) of each gate.
-template <class T, class... Gates, class MakeRule>
-mechanism<T> by_linear_attention(bool rotates, keys form, const heed::openmp& threads, MakeRule make_rule) {
-    const linear_mechanism<T, MakeRule, Gates...> call(form, threads, make_rule);
-    return {rotates, sizeof...(Gates), [=](auto... arguments) { call.forward(arguments...); },
-            [=](auto... arguments) { call.backward(arguments...); }};
-}
-
-// slopes: those of alibi, one a head; they must outlive the mechanisms.
 template <class T>
-std::map<std::string, mechanism<T>> mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
-    constexpr bool rotary = true, as_it_is = false;
-    return {
-        {"softmax", by_attention<T>(rotary, threads, heed::causal)},
-        {"sliding-window", by_attention<T>(rotary, threads, heed::causal, heed::sliding_window{.left = s.context / 4})},
-        {"alibi", by_attention<T>(as_it_is, threads, heed::causal, heed::alibi{slopes})},
-        {"softcap", by_attention<T>(rotary, threads, heed::causal, heed::softcap{20})},
-        {"lightning", by_linear_attention<T>(rotary, keys::as_they_are, threads,
-                                             [decays = heed::lightning_slopes(s.heads)] { return heed::lightning{decays}; })},
-        {"gated", by_linear_attention<T, log_decay>(rotary, keys::as_they_are, threads, [](auto g) { return heed::gated{g}; })},
-        {"delta", by_linear_attention<T, strength>(rotary, keys::of_length_one, threads, [](auto beta) { return heed::delta{beta}; })},
-        {"gated-delta", by_linear_attention<T, log_decay, strength>(rotary, keys::of_length_one, threads,
-                                                                    [](auto g, auto beta) { return heed::gated_delta{g, beta}; })},
-    };
+using table = std::map<std::string, mechanism<T>>;
+
+// The mechanisms of the attention door, and those of linear attention; slopes are those of alibi, one a head, and must outlive them. Both
+// are compiled once, for float and double, in files of their own.
+template <class T>
+table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes);
+template <class T>
+table<T> linear_mechanisms(const shape& s, const heed::openmp& threads);
+
+template <class T>
+table<T> mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
+    table<T> all = softmax_mechanisms<T>(s, threads, slopes);
+    all.merge(linear_mechanisms<T>(s, threads));
+    return all;
 }
 
 // 2^(-8 (h + 1) / heads), the slopes of the ALiBi paper.

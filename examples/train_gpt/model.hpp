@@ -9,6 +9,7 @@
 #include "mechanism.hpp"
 
 #include <heed/interop/eigen.hpp>
+#include <heed/score/rotary.hpp>
 
 #include <Eigen/Dense>
 

@@ -1,0 +1,35 @@
+// Mechanisms of linear attention.
+#include "linear_mechanism.hpp"
+#include "mechanism.hpp"
+
+namespace gpt {
+
+namespace {
+
+// make_rule(gates...): the rule from a view (batch, head, token) of each gate.
+template <class T, class... Gates, class MakeRule>
+mechanism<T> by_linear_attention(bool rotates, keys form, const heed::openmp& threads, MakeRule make_rule) {
+    const linear_mechanism<T, MakeRule, Gates...> call(form, threads, make_rule);
+    return {rotates, sizeof...(Gates), [=](auto... arguments) { call.forward(arguments...); },
+            [=](auto... arguments) { call.backward(arguments...); }};
+}
+
+}  // namespace
+
+template <class T>
+table<T> linear_mechanisms(const shape& s, const heed::openmp& threads) {
+    constexpr bool rotary = true;
+    return {
+        {"lightning", by_linear_attention<T>(rotary, keys::as_they_are, threads,
+                                             [decays = heed::lightning_slopes(s.heads)] { return heed::lightning{decays}; })},
+        {"gated", by_linear_attention<T, log_decay>(rotary, keys::as_they_are, threads, [](auto g) { return heed::gated{g}; })},
+        {"delta", by_linear_attention<T, strength>(rotary, keys::of_length_one, threads, [](auto beta) { return heed::delta{beta}; })},
+        {"gated-delta", by_linear_attention<T, log_decay, strength>(rotary, keys::of_length_one, threads,
+                                                                    [](auto g, auto beta) { return heed::gated_delta{g, beta}; })},
+    };
+}
+
+template table<float> linear_mechanisms(const shape&, const heed::openmp&);
+template table<double> linear_mechanisms(const shape&, const heed::openmp&);
+
+}  // namespace gpt

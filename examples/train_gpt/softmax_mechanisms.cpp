@@ -1,0 +1,103 @@
+// Mechanisms of the attention door.
+#include "mechanism.hpp"
+
+#include <heed/heed.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+namespace gpt {
+
+namespace {
+
+template <class T, class... Policies>
+mechanism<T> by_attention(bool rotates, Policies... policies) {
+    return {rotates, 0, [=](auto q, auto k, auto v, auto, auto made) { heed::attention(q, k, v, made, policies...); },
+            [=](auto q, auto k, auto v, auto, auto made, auto d_out, auto dq, auto dk, auto dv, auto) {
+                heed::attention_backward(q, k, v, made, d_out, dq, dk, dv, policies...);
+            }};
+}
+
+// Dynamic mask attention (Shi et al. 2025): a key scores -softplus(logit), a bias for all queries that see it; a query sees the `kept` keys
+// of the highest scores at or before it.
+template <class T>
+class dynamic_mask {
+    using written = heed::view<T, 4>;
+    using read = heed::view<const T, 4>;
+
+public:
+    dynamic_mask(heed::index kept, const heed::openmp& threads) : kept_(kept), threads_(threads) {}
+
+    void forward(read q, read k, read v, read logits, const heed::result<T>& made) const {
+        const scored s(*this, logits);
+        heed::attention(q, k, v, made, threads_, heed::alive{&s.lives}, heed::key_bias{s.view()});
+    }
+    void backward(read q, read k, read v, read logits, const heed::result<T>& made, read d_out, written dq, written dk, written dv,
+                  written d_logits) const {
+        const scored s(*this, logits);
+        std::vector<T> d_scores(s.scores.size());
+        heed::attention_backward(q, k, v, made, d_out, dq, dk, dv, threads_, heed::alive{&s.lives},
+                                 heed::with_gradient(heed::key_bias{s.view()}, s.by_key(d_scores)));
+        s.each([&](heed::index b, heed::index h, heed::index t, std::size_t i) {
+            d_logits(b, h, t, 0) = -d_scores[i] / (1 + std::exp(-logits(b, h, t, 0)));
+        });
+    }
+
+private:
+    struct scored {
+        heed::index batch, heads, tokens;
+        std::vector<T> scores;
+        heed::lifetimes lives;
+
+        scored(const dynamic_mask& m, read logits)
+            : batch(logits.extent(0)),
+              heads(logits.extent(1)),
+              tokens(logits.extent(2)),
+              scores(static_cast<std::size_t>(batch * heads * tokens)) {
+            each([&](heed::index b, heed::index h, heed::index t, std::size_t i) {
+                const T x = logits(b, h, t, 0);
+                scores[i] = -std::max(x, T{0}) - std::log1p(std::exp(-std::abs(x)));
+            });
+            lives = heed::top_keys(view(), m.kept_, {}, m.threads_);
+        }
+        template <class F>
+        void each(F&& f) const {
+            std::size_t i = 0;
+            for (heed::index b = 0; b < batch; ++b)
+                for (heed::index h = 0; h < heads; ++h)
+                    for (heed::index t = 0; t < tokens; ++t) f(b, h, t, i++);
+        }
+        heed::view<T, 3> by_key(std::vector<T>& x) const { return heed::bht(x.data(), batch, heads, tokens); }
+        heed::view<const T, 3> view() const { return heed::bht(scores.data(), batch, heads, tokens); }
+    };
+
+    heed::index kept_;
+    heed::openmp threads_;
+};
+
+template <class T>
+mechanism<T> by_dynamic_mask(bool rotates, heed::index kept, const heed::openmp& threads) {
+    const dynamic_mask<T> call(kept, threads);
+    return {rotates, 1, [=](auto... arguments) { call.forward(arguments...); }, [=](auto... arguments) { call.backward(arguments...); }};
+}
+
+}  // namespace
+
+template <class T>
+table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
+    constexpr bool rotary = true, as_it_is = false;
+    const heed::index quarter = std::max<heed::index>(1, s.context / 4);
+    return {
+        {"softmax", by_attention<T>(rotary, threads, heed::causal)},
+        {"sliding-window", by_attention<T>(rotary, threads, heed::causal, heed::sliding_window{.left = s.context / 4})},
+        {"alibi", by_attention<T>(as_it_is, threads, heed::causal, heed::alibi{slopes})},
+        {"softcap", by_attention<T>(rotary, threads, heed::causal, heed::softcap{20})},
+        {"dma", by_dynamic_mask<T>(rotary, quarter, threads)},
+    };
+}
+
+template table<float> softmax_mechanisms(const shape&, const heed::openmp&, const std::vector<float>&);
+template table<double> softmax_mechanisms(const shape&, const heed::openmp&, const std::vector<float>&);
+
+}  // namespace gpt
