@@ -8,7 +8,8 @@ function(heed_test_needle name expected)
         PASS_REGULAR_EXPRESSION "${expected}")
 endfunction()
 
-heed_test_needle("" "1024   dense +100 % +100 %.*2048   dense +100 % +100 %.*picture is in"
+heed_test_needle(""
+    "1024   dense +100 % .* window +[1-3][0-9] % +0 % .* dynamic mask +(9[0-9]|100) % .*2048   dense +100 % .*picture is in"
     --lengths 1k 2k --budget 256 --svg "${picture}")
 set_tests_properties(examples/13_needle PROPERTIES FIXTURES_SETUP heed_needle)
 find_package(Python3 COMPONENTS Interpreter QUIET)
