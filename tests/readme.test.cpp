@@ -86,6 +86,28 @@ TEST_CASE("the calls of the README") {
     heed::reference::attention(q, k, v, wanted, heed::causal);
     CHECK(agrees());
 
+    const std::vector<heed::index> forked{sequences[0], cache.fork(sequences[0])};
+    const heed::kv_batch both = cache.batch(forked);
+    const std::vector<std::int32_t> starts{0, 30, 40};  // 30 queries of one sequence, 10 of its fork
+    heed::attention(q, cache.keys(both), cache.values(both), out, heed::causal, both.packed(starts));
+    heed::reference::attention(q, k, v, wanted, heed::mask_mod([](auto, auto, auto i, auto j) { return j <= (i < 30 ? i + 10 : i); }));
+    CHECK(agrees());
+
+    std::vector<float> numbers(key_heads * tokens), row_weights(key_heads * key_heads * features, 0.25f), key_slope{0.5f, -0.25f};
+    const heed::view<const float, 2> weight{row_weights.data(), {key_heads, key_heads * features}, {key_heads * features, 1}};
+    const auto scores = heed::bht(numbers.data(), batch, key_heads, tokens);
+    heed::value_scores(v, {.weight = weight, .slope = key_slope}, scores);
+    const heed::lifetimes lives = heed::top_keys(scores, 16);
+    heed::attention(q, k, v, out, heed::alive{&lives}, heed::key_bias{scores});
+    const auto better_keys = [&](heed::index h, heed::index i, heed::index j) {
+        heed::index n = 0;
+        for (heed::index other = 0; other <= i; ++other) n += scores(0, h, other) > scores(0, h, j) ? 1 : 0;
+        return n;
+    };
+    heed::reference::attention(q, k, v, wanted, heed::causal, heed::key_bias{scores},
+                               heed::mask_mod([&](auto, auto h, auto i, auto j) { return better_keys(h / 2, i, j) < 16; }));
+    CHECK(agrees());
+
     heed::attention(q, k, v, out, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
     heed::reference::attention(q, k, v, wanted, heed::neighborhood<2>{.grid = {5, 8}, .kernel_size = {3, 5}, .stride = {1, 2}});
     CHECK(agrees());
