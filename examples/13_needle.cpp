@@ -78,6 +78,19 @@ const std::vector<mechanism>& mechanisms() {
              const heed::lifetimes lives = heed::top_keys(scores, p.budget, {}, p.threads);
              heed::attention(p.q, p.k, p.v, p.out, heed::alive{&lives}, heed::key_bias{scores}, p.threads);
          }},
+        // One word among 16 that have nothing to do with it hardly shows in such a sum.
+        {"XAttention", "the blocks of the largest antidiagonal sums",
+         [](const prompt& p) {
+             constexpr heed::antidiagonal how{.stride = 16, .block = 64};
+             const index blocks = heed::blocks_of(p.q.extent(2), how.block);
+             std::vector<float> numbers(static_cast<std::size_t>(p.q.extent(1) * blocks * blocks));
+             const auto scores = heed::bhtd(numbers.data(), 1, p.q.extent(1), blocks, blocks);
+             heed::antidiagonal_scores(p.q, p.k, scores, how, p.threads);
+             // A query's own block is seen whatever its sums.
+             const heed::selection picks =
+                 heed::top_k(scores, p.budget / how.block, heed::causal, heed::forced{heed::sliding_window{.left = 0}});
+             heed::attention(p.q, p.k, p.v, p.out, heed::causal, heed::selected_blocks{&picks, how.block, how.block}, p.threads);
+         }},
     };
     return all;
 }
