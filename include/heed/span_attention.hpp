@@ -66,7 +66,13 @@ void add_row(T* to, const T* from, T factor, index count) {
 }
 template <class T>
 T dot_of_rows(const T* x, const T* y, index count) {
-    return sum(row_product<pack<T>>(x, count, y));
+    using P = pack<T>;
+    P whole(0);
+    index d = 0;
+    for (; d + P::lanes <= count; d += P::lanes) whole = fma(P::load(x + d), P::load(y + d), whole);
+    T rest = sum(whole);
+    for (; d < count; ++d) rest += x[d] * y[d];
+    return rest;
 }
 
 // What one head of a call reads, without padding, and its attentions.

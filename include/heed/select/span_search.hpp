@@ -169,9 +169,10 @@ public:
         const index first = found_.first[static_cast<std::size_t>(b)], seen = begin + found_.offset() - first, depth = q_.extent(3);
         const index rows = (count + P::lanes - 1) / P::lanes * P::lanes, length = found_.length - first;
         const K* keys = &k_(b, h / (found_.heads / k_.extent(1)), first, 0);
-        std::vector<T> queries(static_cast<std::size_t>(rows * depth));
+        const index pitch = row_shape<P>::padded(depth);
+        std::vector<T> queries(static_cast<std::size_t>(rows * pitch));
         for (index i = 0; i < count; ++i)
-            for (index d = 0; d < depth; ++d) queries[static_cast<std::size_t>(i * depth + d)] = static_cast<T>(q_(b, h, begin + i, d));
+            for (index d = 0; d < depth; ++d) queries[static_cast<std::size_t>(i * pitch + d)] = static_cast<T>(q_(b, h, begin + i, d));
         best_anchors<T> best(found_.slots);
         best.clear();
         for (const index n : stripes_) {
@@ -181,7 +182,7 @@ public:
                 P sums[static_cast<std::size_t>(P::lanes)];
                 for (int l = 0; l < P::lanes; ++l) {
                     const index key = std::clamp<index>(seen + i + l - n + 1, 0, length - 1);
-                    sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries.data() + (i + l) * depth);
+                    sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries.data() + (i + l) * pitch);
                 }
                 const P scores = lane_sums(sums, std::make_index_sequence<static_cast<std::size_t>(P::lanes)>{});
                 if (!any(!(scores < P::load(best.worst() + i)))) continue;
