@@ -109,13 +109,12 @@ struct spans {
 template <class T>
 class best_anchors {
 public:
-    static constexpr index most = 64;
-    explicit best_anchors(index slots)
-        : slots_(static_cast<std::size_t>(slots)), scores_(most * slots_), anchors_(most * slots_), counts_(most), worst_(most + 64) {}
-    void clear() {
-        std::fill(counts_.begin(), counts_.end(), std::size_t{0});
-        std::fill(worst_.begin(), worst_.end(), -std::numeric_limits<T>::infinity());
-    }
+    best_anchors(index queries, index slots)
+        : slots_(static_cast<std::size_t>(slots)),
+          scores_(static_cast<std::size_t>(queries) * slots_),
+          anchors_(scores_.size()),
+          counts_(static_cast<std::size_t>(queries)),
+          worst_(counts_.size() + static_cast<std::size_t>(pack<T>::lanes), -std::numeric_limits<T>::infinity()) {}
     // What a score must not be below to enter.
     const T* worst() const { return worst_.data(); }
     // Anchors come from near to far.
@@ -151,7 +150,7 @@ private:
     std::vector<T> worst_;
 };
 
-// The search of one call, in tasks of up to 64 queries of one head. Writes each slot of `found` once.
+// The search of one call, in tasks of up to `block` queries of one head. Writes each slot of `found` once.
 template <class Q, class K>
 class span_search {
 public:
@@ -173,25 +172,44 @@ public:
         std::vector<T> queries(static_cast<std::size_t>(rows * pitch));
         for (index i = 0; i < count; ++i)
             for (index d = 0; d < depth; ++d) queries[static_cast<std::size_t>(i * pitch + d)] = static_cast<T>(q_(b, h, begin + i, d));
-        best_anchors<T> best(found_.slots);
-        best.clear();
-        for (const index n : stripes_) {
-            if (n > seen + count) break;
-            const index able = std::max<index>(0, n - 1 - seen);  // first query with this anchor
-            for (index i = able / P::lanes * P::lanes; i < count; i += P::lanes) {
-                P sums[static_cast<std::size_t>(P::lanes)];
-                for (int l = 0; l < P::lanes; ++l) {
-                    const index key = std::clamp<index>(seen + i + l - n + 1, 0, length - 1);
-                    sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries.data() + (i + l) * pitch);
-                }
-                const P scores = lane_sums(sums, std::make_index_sequence<static_cast<std::size_t>(P::lanes)>{});
-                if (!any(!(scores < P::load(best.worst() + i)))) continue;
-                T offered[static_cast<std::size_t>(P::lanes)];
-                scores.store(offered);
-                for (index l = std::max<index>(0, able - i); l < std::min<index>(P::lanes, count - i); ++l)
-                    if (!(offered[l] < best.worst()[i + l])) best.offer(i + l, offered[l], seen + i + l - n + 1);
+        best_anchors<T> best(count, found_.slots);
+        // Scores of lanes [from, to) that may enter: lane l is query `query(l)` with the anchor n(stripe(l)).
+        const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
+            P sums[static_cast<std::size_t>(P::lanes)];
+            for (int l = 0; l < P::lanes; ++l) {
+                const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
+                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries.data() + query(l) * pitch);
             }
-        }
+            const P scores = lane_sums(sums, std::make_index_sequence<static_cast<std::size_t>(P::lanes)>{});
+            if (!any(!(scores < worst))) return;
+            T offered[static_cast<std::size_t>(P::lanes)];
+            scores.store(offered);
+            for (index l = from; l < to; ++l)
+                if (!(offered[l] < best.worst()[query(l)])) best.offer(query(l), offered[l], seen + query(l) - stripe(l) + 1);
+        };
+        // Queries in lanes, some stripes at a time so that queries stay in the first cache; few queries have stripes in lanes.
+        constexpr std::size_t together = 4;
+        const std::size_t all =
+            static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.end(), seen + count) - stripes_.begin());
+        if (count >= P::lanes)
+            for (std::size_t s = 0; s < all; s += together)
+                for (index i = std::max<index>(0, stripes_[s] - 1 - seen) / P::lanes * P::lanes; i < count; i += P::lanes)
+                    for (std::size_t j = s; j < std::min(s + together, all); ++j) {
+                        const index n = stripes_[j], from = std::max<index>(0, n - 1 - seen - i);  // first query with this anchor
+                        if (from >= P::lanes) break;
+                        offer([&](index l) { return i + l; }, [&](index) { return n; }, from, std::min<index>(P::lanes, count - i),
+                              P::load(best.worst() + i));
+                    }
+        else
+            for (index i = 0; i < count; ++i)
+                for (std::size_t s = 0; s < all && stripes_[s] <= seen + i + 1; s += static_cast<std::size_t>(P::lanes)) {
+                    index to = 0;
+                    while (to < P::lanes && s + static_cast<std::size_t>(to) < all &&
+                           stripes_[s + static_cast<std::size_t>(to)] <= seen + i + 1)
+                        ++to;
+                    offer([&](index) { return i; }, [&](index l) { return stripes_[s + static_cast<std::size_t>(std::min(l, to - 1))]; }, 0,
+                          to, P(best.worst()[i]));
+                }
         for (index i = 0; i < count; ++i)
             for (std::size_t n = 0; n < best.count(i); ++n) {
                 const std::size_t r = found_.row(b, h, begin + i) + n;
@@ -205,7 +223,8 @@ public:
     }
 
 private:
-    static constexpr index block = best_anchors<T>::most;
+    // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries.
+    static constexpr index block = 1024;
     index blocks() const { return (found_.queries + block - 1) / block; }
 
     view<Q, 4> q_;
