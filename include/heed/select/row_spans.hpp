@@ -26,10 +26,10 @@ struct row_spans {
     row_spans() = default;
     row_spans(index keys, std::vector<std::int32_t> begins, std::vector<std::int32_t> ends)
         : length(keys), begin(std::move(begins)), end(std::move(ends)), order(begin.size()) {
-        // Of lengths that differ by less than a quarter; shorter first, then by begin, then by row.
+        // Of lengths that differ by less than a half; shorter first, then by begin, then by row.
         const auto size_class = [](std::uint64_t n) {
             const int bits = static_cast<int>(std::bit_width(n));
-            return bits < 3 ? n : std::uint64_t(bits) * 4 + (n >> (bits - 3) & 3);
+            return bits < 2 ? n : std::uint64_t(bits) * 2 + (n >> (bits - 2) & 1);
         };
         std::vector<std::pair<std::uint64_t, std::int32_t>> keyed(order.size());
         for (std::size_t i = 0; i < keyed.size(); ++i)
@@ -66,10 +66,11 @@ struct in_span {
         const index* queries;
         int count;
         index offset;
+        key_run hull;  // of what they see
 
         void bits(const index* keys, int key_count, std::uint64_t* bits) const {
             std::fill(bits, bits + key_count, 0);
-            if (key_count == 0) return;
+            if (key_count == 0 || hull.end <= keys[0] || keys[key_count - 1] < hull.begin) return;
             const bool neighbours = keys[key_count - 1] - keys[0] == key_count - 1;
             const auto number = [&](index key) {
                 return neighbours ? std::clamp<index>(key - keys[0], 0, key_count) : std::lower_bound(keys, keys + key_count, key) - keys;
@@ -136,7 +137,12 @@ struct in_span {
             if (!runs.empty()) runs.resize(last + 1);
             return cursor(std::move(runs));
         }
-        strip_look look(index, index, const index* queries, int count) const { return {rows, queries, count, offset}; }
+        strip_look look(index, index, const index* queries, int count) const {
+            key_run hull{rows->length, 0};
+            for (int i = 0; i < count; ++i)
+                if (const key_run run = of(queries[i]); !run.empty()) hull = {std::min(hull.begin, run.begin), std::max(hull.end, run.end)};
+            return {rows, queries, count, offset, hull};
+        }
     };
     struct order_of_rows {
         const std::int32_t* rows;

@@ -14,6 +14,7 @@
 #include <heed/tensor/dtype.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <array>
@@ -46,6 +47,7 @@ struct span_rule {
     index window_keys() const { return stripe(window + 1) - 1; }
     // Keys of a span on one side of its anchor, for the query that is number `seen` of those that are not padding, counted from 1.
     index reach(double factor, index seen) const {
+        if (factor == 0) return 0;
         return static_cast<index>(std::min(std::ceil(factor * std::pow(static_cast<double>(seen), span_power)), 0x1p40));
     }
 };
@@ -169,16 +171,24 @@ public:
         const index rows = (count + P::lanes - 1) / P::lanes * P::lanes, length = found_.length - first;
         const K* keys = &k_(b, h / (found_.heads / k_.extent(1)), first, 0);
         const index pitch = row_shape<P>::padded(depth);
-        std::vector<T> queries(static_cast<std::size_t>(rows * pitch));
-        for (index i = 0; i < count; ++i)
-            for (index d = 0; d < depth; ++d) queries[static_cast<std::size_t>(i * pitch + d)] = static_cast<T>(q_(b, h, begin + i, d));
+        // Rows begin where vectors of the cache do.
+        std::vector<T> memory(static_cast<std::size_t>(rows * pitch + P::lanes));
+        const auto past = static_cast<index>(reinterpret_cast<std::uintptr_t>(memory.data()) / sizeof(T) % P::lanes);
+        T* const queries = memory.data() + (P::lanes - past) % P::lanes;
+        for (index i = 0; i < count; ++i) {
+            const Q* from = &q_(b, h, begin + i, 0);
+            T* to = queries + i * pitch;
+            index d = 0;
+            for (; d + P::lanes <= depth; d += P::lanes) load_as<P>(from + d).store(to + d);
+            for (; d < depth; ++d) to[d] = static_cast<T>(from[d]);
+        }
         best_anchors<T> best(count, found_.slots);
         // Scores of lanes [from, to) that may enter: lane l is query `query(l)` with the anchor n(stripe(l)).
         const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
             P sums[static_cast<std::size_t>(P::lanes)];
             for (int l = 0; l < P::lanes; ++l) {
                 const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
-                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries.data() + query(l) * pitch);
+                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
             }
             const P scores = lane_sums(sums, std::make_index_sequence<static_cast<std::size_t>(P::lanes)>{});
             if (!any(!(scores < worst))) return;
@@ -210,16 +220,17 @@ public:
                     offer([&](index) { return i; }, [&](index l) { return stripes_[s + static_cast<std::size_t>(std::min(l, to - 1))]; }, 0,
                           to, P(best.worst()[i]));
                 }
-        for (index i = 0; i < count; ++i)
-            for (std::size_t n = 0; n < best.count(i); ++n) {
-                const std::size_t r = found_.row(b, h, begin + i) + n;
-                const index t = seen + i, anchor = best.anchor(i, n);
-                const index last = std::min(anchor + rule_.reach(rule_.forward, t + 1), found_.window > 0 ? t - found_.window : t);
+        for (index i = 0; i < count; ++i) {
+            const index t = seen + i, end = found_.window > 0 ? t - found_.window : t;
+            const index back = rule_.reach(rule_.backward, t + 1), forth = rule_.reach(rule_.forward, t + 1);
+            for (std::size_t n = 0, r = found_.row(b, h, begin + i); n < best.count(i); ++n, ++r) {
+                const index anchor = best.anchor(i, n);
                 found_.anchor[r] = static_cast<std::int32_t>(first + anchor);
-                found_.start[r] = static_cast<std::int32_t>(first + std::max<index>(anchor - rule_.reach(rule_.backward, t + 1), 0));
-                found_.end[r] = static_cast<std::int32_t>(first + last);
+                found_.start[r] = static_cast<std::int32_t>(first + std::max<index>(anchor - back, 0));
+                found_.end[r] = static_cast<std::int32_t>(first + std::min(anchor + forth, end));
                 found_.score[r] = static_cast<double>(best.score(i, n));
             }
+        }
     }
 
 private:
