@@ -40,10 +40,13 @@
 #include <heed/score/score.hpp>
 #include <heed/select/kept_keys.hpp>
 #include <heed/select/lifetimes.hpp>
+#include <heed/select/row_spans.hpp>
 #include <heed/select/selection.hpp>
+#include <heed/select/span_search.hpp>
 #include <heed/select/top_k.hpp>
 #include <heed/select/top_keys.hpp>
 #include <heed/select/value_scores.hpp>
+#include <heed/span_attention.hpp>
 #include <heed/tensor/concat.hpp>
 #include <heed/tensor/convolution.hpp>
 #include <heed/tensor/kv_cache.hpp>

@@ -183,33 +183,50 @@ public:
             for (; d < depth; ++d) to[d] = static_cast<T>(from[d]);
         }
         best_anchors<T> best(count, found_.slots);
+        using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
         // Scores of lanes [from, to) that may enter: lane l is query `query(l)` with the anchor n(stripe(l)).
-        const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
-            P sums[static_cast<std::size_t>(P::lanes)];
-            for (int l = 0; l < P::lanes; ++l) {
-                const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
-                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
-            }
-            const P scores = lane_sums(sums, std::make_index_sequence<static_cast<std::size_t>(P::lanes)>{});
+        const auto enter = [&](const P* sums, auto&& query, auto&& stripe, index from, index to, P worst) {
+            const P scores = lane_sums(sums, lanes_of_sums{});
             if (!any(!(scores < worst))) return;
             T offered[static_cast<std::size_t>(P::lanes)];
             scores.store(offered);
             for (index l = from; l < to; ++l)
                 if (!(offered[l] < best.worst()[query(l)])) best.offer(query(l), offered[l], seen + query(l) - stripe(l) + 1);
         };
+        const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
+            P sums[static_cast<std::size_t>(P::lanes)];
+            for (int l = 0; l < P::lanes; ++l) {
+                const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
+                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
+            }
+            enter(sums, query, stripe, from, to, worst);
+        };
         // Queries in lanes, some stripes at a time so that queries stay in the first cache; few queries have stripes in lanes.
-        constexpr std::size_t together = 4;
         const std::size_t all =
             static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.end(), seen + count) - stripes_.begin());
         if (count >= P::lanes)
             for (std::size_t s = 0; s < all; s += together)
-                for (index i = std::max<index>(0, stripes_[s] - 1 - seen) / P::lanes * P::lanes; i < count; i += P::lanes)
+                for (index i = std::max<index>(0, stripes_[s] - 1 - seen) / P::lanes * P::lanes; i < count; i += P::lanes) {
+                    if (s + together <= all && stripes_[s + together - 1] <= seen + i + 1 && i + P::lanes <= count) {
+                        const K* near[together];
+                        P sums[together][static_cast<std::size_t>(P::lanes)];
+                        for (std::size_t j = 0; j < together; ++j) near[j] = keys + (seen + i - stripes_[s + j] + 1) * k_.stride(2);
+                        for (index l = 0; l < P::lanes; ++l)
+                            products_with(near, l * k_.stride(2), depth, queries + (i + l) * pitch,
+                                          [&](std::size_t j, P x) { sums[j][l] = x; });
+                        for (std::size_t j = 0; j < together; ++j)
+                            enter(
+                                sums[j], [&](index l) { return i + l; }, [&](index) { return stripes_[s + j]; }, 0, P::lanes,
+                                P::load(best.worst() + i));
+                        continue;
+                    }
                     for (std::size_t j = s; j < std::min(s + together, all); ++j) {
                         const index n = stripes_[j], from = std::max<index>(0, n - 1 - seen - i);  // first query with this anchor
                         if (from >= P::lanes) break;
                         offer([&](index l) { return i + l; }, [&](index) { return n; }, from, std::min<index>(P::lanes, count - i),
                               P::load(best.worst() + i));
                     }
+                }
         else
             for (index i = 0; i < count; ++i)
                 for (std::size_t s = 0; s < all && stripes_[s] <= seen + i + 1; s += static_cast<std::size_t>(P::lanes)) {
@@ -236,7 +253,24 @@ public:
 private:
     // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries.
     static constexpr index block = 1024;
+    static constexpr std::size_t together = 4;
     index blocks() const { return (found_.queries + block - 1) / block; }
+    // Products of a query with one row from each of several places, lane by lane.
+    template <class Store>
+    HEED_INLINE static void products_with(const K* const (&places)[together], index at, index depth, const T* query, Store&& store) {
+        P sums[together] = {P(0), P(0), P(0), P(0)};
+        index d = 0;
+        for (; d + P::lanes <= depth; d += P::lanes) {
+            const P x = P::load(query + d);
+#pragma GCC unroll 4
+            for (std::size_t j = 0; j < together; ++j) sums[j] = fma(load_as<P>(places[j] + at + d), x, sums[j]);
+        }
+        if (d < depth)
+            for (std::size_t j = 0; j < together; ++j)
+                sums[j] = fma(load_first<P>(places[j] + at + d, depth - d), P::load(query + d), sums[j]);
+#pragma GCC unroll 4
+        for (std::size_t j = 0; j < together; ++j) store(j, sums[j]);
+    }
 
     view<Q, 4> q_;
     view<K, 4> k_;
