@@ -337,6 +337,27 @@ TEST_CASE("what does not fit is refused by name and value") {
     CHECK(changed([](spans& s) { s.end[0] = 3; }) == "heed::span_attention: spans end (3) must be below keys (3)");
     CHECK(changed([](spans& s) { s.start[0] = -1; }) == "heed::span_attention: spans start (-1) must not be below first (0)");
     CHECK(changed([](spans& s) { s.anchor[0] = 3; }) == "heed::span_attention: spans anchor (3) must be below keys (3)");
+    CHECK(changed([](spans& s) { s.start[0] = 2; }) == "heed::span_attention: spans start (2) must not be behind its end (0)");
+    CHECK(changed([](spans& s) { s.slots = 0; }) == "heed::span_attention: spans slots (0) must be at least (1)");
+    const auto written = [&](heed::index tokens, heed::index features) { return heed::bhtd(y.data(), 1, 1, tokens, features); };
+    const spans found = small_spans();
+    CHECK(refusal([&] { heed::span_attention(written(3, 2), view(1, 3, 2), view(1, 3, 2), found, written(3, 2)); }) ==
+          "heed::span_attention: out must not overlap query");
+    const auto backward = [&](heed::index width, heed::index features, heed::index slots) {
+        return refusal([&] {
+            heed::span_attention_backward(view(1, 3, 2), view(1, 3, 2), view(1, 3, 2), found, view(1, 3, width), written(3, features),
+                                          written(3, 2), written(3, 2), written(3, slots));
+        });
+    };
+    CHECK(backward(3, 2, 2) == "heed::span_attention_backward: d_out features (3) must equal value features (2)");
+    CHECK(backward(2, 3, 2) == "heed::span_attention_backward: d_q features (3) must equal query features (2)");
+    CHECK(backward(2, 2, 3) == "heed::span_attention_backward: d_scores features (3) must equal expected features (2)");
+    const auto search_backward = [&](heed::index slots, heed::index tokens) {
+        return refusal(
+            [&] { heed::find_spans_backward(view(1, 3, 2), view(1, 3, 2), found, view(1, 3, slots), written(tokens, 2), written(3, 2)); });
+    };
+    CHECK(search_backward(3, 3) == "heed::find_spans_backward: d_scores extent (3) must equal (2)");
+    CHECK(search_backward(2, 2) == "heed::find_spans_backward: d_q extent (2) must equal (3)");
     CHECK(y == std::vector<double>(24, 7));
 
     row_spans rows(3, {0, 1}, {1, 3});
