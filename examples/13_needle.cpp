@@ -91,6 +91,13 @@ const std::vector<mechanism>& mechanisms() {
                  heed::top_k(scores, p.budget / how.block, heed::causal, heed::forced{heed::sliding_window{.left = 0}});
              heed::attention(p.q, p.k, p.v, p.out, heed::causal, heed::selected_blocks{&picks, how.block, how.block}, p.threads);
          }},
+        {"Superlinear", "the last keys and 3 spans around the best anchors",
+         [](const prompt& p) {
+             // Half of the keys are the window, w^2 - 1 of them.
+             const auto w = static_cast<index>(std::sqrt(static_cast<double>(p.budget) / 2));
+             const heed::spans found = heed::find_spans(p.q, p.k, {.window = w - 1, .backward = 2}, p.threads);
+             heed::span_attention(p.q, p.k, p.v, found, p.out, p.threads);
+         }},
     };
     return all;
 }

@@ -47,13 +47,16 @@
 #include <heed/select/reuse_plan.hpp>
 #include <heed/select/router.hpp>
 #include <heed/select/routes.hpp>
+#include <heed/select/row_spans.hpp>
 #include <heed/select/selection.hpp>
 #include <heed/select/sets.hpp>
+#include <heed/select/span_search.hpp>
 #include <heed/select/text.hpp>
 #include <heed/select/top_k.hpp>
 #include <heed/select/top_keys.hpp>
 #include <heed/select/top_p.hpp>
 #include <heed/select/value_scores.hpp>
+#include <heed/span_attention.hpp>
 #include <heed/tensor/concat.hpp>
 #include <heed/tensor/convolution.hpp>
 #include <heed/tensor/kv_cache.hpp>

@@ -1,0 +1,376 @@
+// find_spans(q, k, rule): for each query the `slots` best of a power law of anchors, each with a run of keys around it (span search of
+// Superlinear attention, 2026).
+//
+//   n(i) = i^stripe_power, or floor(i^(1 / search_power)) in double;  window of the last n(w + 1) - 1 keys;  anchors t - n(i) + 1, i > w
+//   score = q_t . k_anchor, unscaled;  span = anchor - ceil(backward (t + 1)^span_power) ... anchor + ceil(forward (t + 1)^span_power)
+// inside [0, t] and before the window. O(t^(1 / stripe_power)) products a query. Of equal scores the farther anchor comes first; NaN
+// counts as the highest, and -inf is never taken. Spans are constants of the choice: scores alone have a gradient, through the gate.
+#pragma once
+
+#include <heed/concepts.hpp>
+#include <heed/kernel/row_products.hpp>
+#include <heed/policy.hpp>
+#include <heed/simd.hpp>
+#include <heed/tensor/dtype.hpp>
+#include <heed/tensor/error.hpp>
+#include <heed/tensor/view.hpp>
+#include <heed/tensor/widen.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace heed::inline HEED_ISA {
+
+struct span_rule {
+    index window = 0;  // w: anchors 1 ... w are left to the window
+    index slots = 3;   // k
+    double backward = 2, forward = 0, span_power = 0.5;
+    int stripe_power = 2;
+    double search_power = 0;                // instead of stripe_power, unless 0
+    std::span<const index> first_key = {};  // one a batch entry, or none for 0: keys before it are padding, and so are queries
+
+    static constexpr index far = index{1} << 40;  // stands for everything beyond
+    index stripe(index i) const {
+        if (search_power != 0) return static_cast<index>(std::min(std::floor(std::pow(static_cast<double>(i), 1 / search_power)), 0x1p40));
+        index n = 1;
+        for (int p = 0; p < stripe_power; ++p) n = n > far / i ? far : n * i;
+        return n;
+    }
+    index window_keys() const { return stripe(window + 1) - 1; }
+    // Keys of a span on one side of its anchor, for the query that is number `seen` of those that are not padding, counted from 1.
+    index reach(double factor, index seen) const {
+        if (factor == 0) return 0;
+        return static_cast<index>(std::min(std::ceil(factor * std::pow(static_cast<double>(seen), span_power)), 0x1p40));
+    }
+};
+
+// Slot n of row (b, h, i) is entry ((b * heads + h) * queries + i) * slots + n; slots go by descending score. start and end belong to the
+// span, in key coordinates. An unused slot has anchor = start = end = -1 and score -inf.
+struct spans {
+    index batch = 0, heads = 0, queries = 0;
+    index length = 0;  // keys
+    index slots = 0;
+    index window = 0;          // keys that each query sees besides, itself the last one
+    std::vector<index> first;  // key of a batch entry that is not padding
+    std::vector<std::int32_t> anchor, start, end;
+    std::vector<double> score;
+
+    std::size_t row(index b, index h, index i) const { return static_cast<std::size_t>(((b * heads + h) * queries + i) * slots); }
+    index offset() const { return length - queries; }
+    // Query rows of a batch entry before its first key.
+    index padding(index b) const { return std::clamp<index>(first[static_cast<std::size_t>(b)] - offset(), 0, queries); }
+
+    // Weights of a row's slots: softmax of the scores, -1e9 for unused ones, and all alike where that is no number.
+    void gate(std::size_t r, double* weights) const {
+        const auto n = static_cast<std::size_t>(slots);
+        const auto logit = [&](std::size_t i) { return anchor[r + i] < 0 ? -1e9 : score[r + i]; };
+        double top = logit(0), total = 0;
+        for (std::size_t i = 1; i < n; ++i) top = std::max(top, logit(i));
+        for (std::size_t i = 0; i < n; ++i) total += weights[i] = std::exp(logit(i) - top);
+        for (std::size_t i = 0; i < n; ++i) weights[i] = total > 0 ? weights[i] / total : 1 / static_cast<double>(n);
+    }
+
+    // Throws unless this is a choice for such a call.
+    void check(const char* door, const extents& e) const {
+        require(batch == e.batch, door, "spans batch", batch, "must equal batch", e.batch);
+        require(heads == e.heads, door, "spans heads", heads, "must equal query heads", e.heads);
+        require(queries == e.queries, door, "spans queries", queries, "must equal queries", e.queries);
+        require(length == e.keys, door, "spans length", length, "must equal keys", e.keys);
+        require(slots >= 1, door, "spans slots", slots, "must be at least", 1);
+        require(window >= 0, door, "spans window", window, "must be at least", 0);
+        require(static_cast<index>(first.size()) == batch, door, "spans first entries", first.size(), "must equal batch", batch);
+        for (const index key : first) require(key >= 0 && key <= length, door, "spans first", key, "must be from 0 to keys", length);
+        const std::size_t entries = row(batch, 0, 0);
+        const auto count = [&](const char* name, std::size_t size) {
+            require(size == entries, door, name, size, "must equal batch times heads times queries times slots", entries);
+        };
+        count("spans anchor entries", anchor.size());
+        count("spans start entries", start.size());
+        count("spans end entries", end.size());
+        count("spans score entries", score.size());
+        for (std::size_t r = 0; r < entries; ++r) {
+            if (anchor[r] < 0) continue;
+            const index least = first[r / static_cast<std::size_t>(heads * queries * slots)];
+            require(anchor[r] < length, door, "spans anchor", anchor[r], "must be below keys", length);
+            require(start[r] >= least, door, "spans start", start[r], "must not be below first", least);
+            require(start[r] <= end[r] + 1, door, "spans start", start[r], "must not be behind its end", end[r]);
+            require(end[r] < length, door, "spans end", end[r], "must be below keys", length);
+        }
+    }
+};
+
+// The best anchors so far of some neighbouring queries.
+template <class T>
+class best_anchors {
+public:
+    best_anchors(index queries, index slots)
+        : slots_(static_cast<std::size_t>(slots)),
+          scores_(static_cast<std::size_t>(queries) * slots_),
+          anchors_(scores_.size()),
+          counts_(static_cast<std::size_t>(queries)),
+          worst_(counts_.size() + static_cast<std::size_t>(pack<T>::lanes), -std::numeric_limits<T>::infinity()) {}
+    // What a score must not be below to enter.
+    const T* worst() const { return worst_.data(); }
+    // Anchors come from near to far.
+    void offer(index query, T score, index anchor) {
+        const auto i = static_cast<std::size_t>(query);
+        T* scores = scores_.data() + i * slots_;
+        std::int32_t* anchors = anchors_.data() + i * slots_;
+        const bool no_number = score != score;
+        if (score == -std::numeric_limits<T>::infinity()) return;
+        std::size_t& count = counts_[i];
+        std::size_t at = count;
+        while (at > 0 && (no_number || score >= scores[at - 1])) --at;
+        if (at == slots_) return;
+        count = std::min(count + 1, slots_);
+        for (std::size_t n = count - 1; n > at; --n) {
+            scores[n] = scores[n - 1];
+            anchors[n] = anchors[n - 1];
+        }
+        scores[at] = score;
+        anchors[at] = static_cast<std::int32_t>(anchor);
+        const T last = scores[slots_ - 1];
+        if (count == slots_) worst_[i] = last == last ? last : std::numeric_limits<T>::infinity();
+    }
+    std::size_t count(index query) const { return counts_[static_cast<std::size_t>(query)]; }
+    T score(index query, std::size_t n) const { return scores_[static_cast<std::size_t>(query) * slots_ + n]; }
+    std::int32_t anchor(index query, std::size_t n) const { return anchors_[static_cast<std::size_t>(query) * slots_ + n]; }
+
+private:
+    std::size_t slots_;
+    std::vector<T> scores_;
+    std::vector<std::int32_t> anchors_;
+    std::vector<std::size_t> counts_;
+    std::vector<T> worst_;
+};
+
+// The search of one call, in tasks of up to `block` queries of one head. Writes each slot of `found` once.
+template <class Q, class K>
+class span_search {
+public:
+    using T = computed_with<std::remove_const_t<Q>>;
+    using P = pack<T>;
+
+    span_search(const view<Q, 4>& q, const view<K, 4>& k, const span_rule& rule, spans& found) : q_(q), k_(k), rule_(rule), found_(found) {
+        for (index i = rule.window + 1, n = rule.stripe(i); n <= found.length; n = rule.stripe(++i)) stripes_.push_back(n);
+    }
+    index tasks() const { return found_.batch * found_.heads * blocks(); }
+    void run(index task) const {
+        const index h = task / blocks() % found_.heads, b = task / blocks() / found_.heads, first_row = task % blocks() * block;
+        const index begin = std::max(first_row, found_.padding(b)), count = std::min(found_.queries, first_row + block) - begin;
+        if (count <= 0) return;
+        const index first = found_.first[static_cast<std::size_t>(b)], seen = begin + found_.offset() - first, depth = q_.extent(3);
+        const index rows = (count + P::lanes - 1) / P::lanes * P::lanes, length = found_.length - first;
+        const K* keys = &k_(b, h / (found_.heads / k_.extent(1)), first, 0);
+        const index pitch = row_shape<P>::padded(depth);
+        // Rows begin where vectors of the cache do.
+        std::vector<T> memory(static_cast<std::size_t>(rows * pitch + P::lanes));
+        const auto past = static_cast<index>(reinterpret_cast<std::uintptr_t>(memory.data()) / sizeof(T) % P::lanes);
+        T* const queries = memory.data() + (P::lanes - past) % P::lanes;
+        for (index i = 0; i < count; ++i) {
+            const Q* from = &q_(b, h, begin + i, 0);
+            T* to = queries + i * pitch;
+            index d = 0;
+            for (; d + P::lanes <= depth; d += P::lanes) load_as<P>(from + d).store(to + d);
+            for (; d < depth; ++d) to[d] = static_cast<T>(from[d]);
+        }
+        best_anchors<T> best(count, found_.slots);
+        using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
+        // Scores of lanes [from, to) that may enter: lane l is query `query(l)` with the anchor n(stripe(l)).
+        const auto enter = [&](const P* sums, auto&& query, auto&& stripe, index from, index to, P worst) {
+            const P scores = lane_sums(sums, lanes_of_sums{});
+            if (!any(!(scores < worst))) return;
+            T offered[static_cast<std::size_t>(P::lanes)];
+            scores.store(offered);
+            for (index l = from; l < to; ++l)
+                if (!(offered[l] < best.worst()[query(l)])) best.offer(query(l), offered[l], seen + query(l) - stripe(l) + 1);
+        };
+        const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
+            P sums[static_cast<std::size_t>(P::lanes)];
+            for (int l = 0; l < P::lanes; ++l) {
+                const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
+                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
+            }
+            enter(sums, query, stripe, from, to, worst);
+        };
+        // Queries in lanes, some stripes at a time so that queries stay in the first cache; few queries have stripes in lanes.
+        const std::size_t all =
+            static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.end(), seen + count) - stripes_.begin());
+        if (count >= P::lanes)
+            for (std::size_t s = 0; s < all; s += together)
+                for (index i = std::max<index>(0, stripes_[s] - 1 - seen) / P::lanes * P::lanes; i < count; i += P::lanes) {
+                    if (s + together <= all && stripes_[s + together - 1] <= seen + i + 1 && i + P::lanes <= count) {
+                        const K* near[together];
+                        P sums[together][static_cast<std::size_t>(P::lanes)];
+                        for (std::size_t j = 0; j < together; ++j) near[j] = keys + (seen + i - stripes_[s + j] + 1) * k_.stride(2);
+                        for (index l = 0; l < P::lanes; ++l)
+                            products_with(near, l * k_.stride(2), depth, queries + (i + l) * pitch,
+                                          [&](std::size_t j, P x) { sums[j][l] = x; });
+                        for (std::size_t j = 0; j < together; ++j)
+                            enter(
+                                sums[j], [&](index l) { return i + l; }, [&](index) { return stripes_[s + j]; }, 0, P::lanes,
+                                P::load(best.worst() + i));
+                        continue;
+                    }
+                    for (std::size_t j = s; j < std::min(s + together, all); ++j) {
+                        const index n = stripes_[j], from = std::max<index>(0, n - 1 - seen - i);  // first query with this anchor
+                        if (from >= P::lanes) break;
+                        offer([&](index l) { return i + l; }, [&](index) { return n; }, from, std::min<index>(P::lanes, count - i),
+                              P::load(best.worst() + i));
+                    }
+                }
+        else
+            for (index i = 0; i < count; ++i)
+                for (std::size_t s = 0; s < all && stripes_[s] <= seen + i + 1; s += static_cast<std::size_t>(P::lanes)) {
+                    index to = 0;
+                    while (to < P::lanes && s + static_cast<std::size_t>(to) < all &&
+                           stripes_[s + static_cast<std::size_t>(to)] <= seen + i + 1)
+                        ++to;
+                    offer([&](index) { return i; }, [&](index l) { return stripes_[s + static_cast<std::size_t>(std::min(l, to - 1))]; }, 0,
+                          to, P(best.worst()[i]));
+                }
+        for (index i = 0; i < count; ++i) {
+            const index t = seen + i, end = found_.window > 0 ? t - found_.window : t;
+            const index back = rule_.reach(rule_.backward, t + 1), forth = rule_.reach(rule_.forward, t + 1);
+            for (std::size_t n = 0, r = found_.row(b, h, begin + i); n < best.count(i); ++n, ++r) {
+                const index anchor = best.anchor(i, n);
+                found_.anchor[r] = static_cast<std::int32_t>(first + anchor);
+                found_.start[r] = static_cast<std::int32_t>(first + std::max<index>(anchor - back, 0));
+                found_.end[r] = static_cast<std::int32_t>(first + std::min(anchor + forth, end));
+                found_.score[r] = static_cast<double>(best.score(i, n));
+            }
+        }
+    }
+
+private:
+    // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries.
+    static constexpr index block = 1024;
+    static constexpr std::size_t together = 4;
+    index blocks() const { return (found_.queries + block - 1) / block; }
+    // Products of a query with one row from each of several places, lane by lane.
+    template <class Store>
+    HEED_INLINE static void products_with(const K* const (&places)[together], index at, index depth, const T* query, Store&& store) {
+        P sums[together] = {P(0), P(0), P(0), P(0)};
+        index d = 0;
+        for (; d + P::lanes <= depth; d += P::lanes) {
+            const P x = P::load(query + d);
+#pragma GCC unroll 4
+            for (std::size_t j = 0; j < together; ++j) sums[j] = fma(load_as<P>(places[j] + at + d), x, sums[j]);
+        }
+        if (d < depth)
+            for (std::size_t j = 0; j < together; ++j)
+                sums[j] = fma(load_first<P>(places[j] + at + d, depth - d), P::load(query + d), sums[j]);
+#pragma GCC unroll 4
+        for (std::size_t j = 0; j < together; ++j) store(j, sums[j]);
+    }
+
+    view<Q, 4> q_;
+    view<K, 4> k_;
+    const span_rule& rule_;
+    spans& found_;
+    std::vector<index> stripes_;
+};
+
+namespace span_checks {
+template <class Q, class K>
+void search(const char* door, const view<Q, 4>& q, const view<K, 4>& k) {
+    static_assert(std::is_same_v<computed_with<std::remove_const_t<Q>>, computed_with<std::remove_const_t<K>>>,
+                  "heed: query and key of a span search must have one element type, where 16-bit types count as float");
+    const auto view_of = [&](const char* name, const auto& v) {
+        for (int i = 0; i < 4; ++i) require(v.extent(i) >= 0, door, name, "extent", v.extent(i), "must be at least", 0);
+        require(v.data != nullptr || v.empty(), door, name, "must not be null");
+        require(v.stride(3) == 1 || v.extent(3) <= 1, door, name, "last stride", v.stride(3), "must be", 1);
+    };
+    view_of("query", q);
+    view_of("key", k);
+    require(k.extent(0) == q.extent(0), door, "key batch", k.extent(0), "must equal query batch", q.extent(0));
+    require(k.extent(3) == q.extent(3), door, "key features", k.extent(3), "must equal query features", q.extent(3));
+    require(k.extent(1) > 0 ? q.extent(1) % k.extent(1) == 0 : q.extent(1) == 0, door, "query heads", q.extent(1),
+            "must be a multiple of key heads", k.extent(1));
+    constexpr index most_keys = std::numeric_limits<std::int32_t>::max();
+    require(k.extent(2) <= most_keys, door, "keys", k.extent(2), "must not be more than", most_keys);
+}
+inline void rule(const char* door, const span_rule& r, const extents& e) {
+    require(r.window >= 0, door, "window", r.window, "must be at least", 0);
+    require(r.window <= span_rule::far, door, "window", r.window, "must not be above", span_rule::far);
+    require(r.slots >= 1, door, "slots", r.slots, "must be at least", 1);
+    require(r.backward >= 0, door, "backward", r.backward, "must be at least", 0);
+    require(r.forward >= 0, door, "forward", r.forward, "must be at least", 0);
+    require(r.span_power >= 0 && r.span_power <= 1, door, "span_power", r.span_power, "must be from 0 to", 1);
+    require(r.search_power >= 0 && r.search_power <= 1, door, "search_power", r.search_power, "must be 0 or above it, and at most", 1);
+    require(r.search_power != 0 || (r.stripe_power >= 1 && r.stripe_power <= 6), door, "stripe_power", r.stripe_power, "must be from 1 to",
+            6);
+    require(r.first_key.empty() || static_cast<index>(r.first_key.size()) == e.batch, door, "first_key entries", r.first_key.size(),
+            "must be none or equal batch", e.batch);
+    for (const index key : r.first_key) require(key >= 0 && key <= e.keys, door, "first_key", key, "must be from 0 to keys", e.keys);
+}
+}  // namespace span_checks
+
+// q: (B, H, Tq, D) of the search, k: (B, Hk, Tk, D), H a multiple of Hk; each of float, double or a 16-bit type. The last query stands at
+// the last key. `policies` may hold an executor. Views are borrowed, the result is owned.
+template <class Q, class K, class... Policies>
+spans find_spans(const view<Q, 4>& q, const view<K, 4>& k, const span_rule& rule, const Policies&... policies) {
+    static_assert((on_axis<Policies, axes::executor> && ...) && sizeof...(Policies) <= 1,
+                  "heed: the only policy of find_spans is an executor");
+    constexpr const char* door = "find_spans";
+    const extents e{q.extent(0), q.extent(1), k.extent(1), q.extent(2), k.extent(2)};
+    span_checks::search(door, q, k);
+    span_checks::rule(door, rule, e);
+    spans found{e.batch, e.heads, e.queries, e.keys, rule.slots, rule.window_keys(), {}, {}, {}, {}, {}};
+    found.first.assign(rule.first_key.begin(), rule.first_key.end());
+    found.first.resize(static_cast<std::size_t>(e.batch));
+    const std::size_t entries = found.row(e.batch, 0, 0);
+    for (auto* list : {&found.anchor, &found.start, &found.end}) list->assign(entries, -1);
+    found.score.assign(entries, -std::numeric_limits<double>::infinity());
+    const span_search<Q, K> search(q, k, rule, found);
+    if constexpr (sizeof...(Policies) == 0)
+        for (index task = 0; task < search.tasks(); ++task) search.run(task);
+    else
+        (policies.bulk(search.tasks(), [&](index task, index) { search.run(task); }), ...);
+    return found;
+}
+
+// From the gradient of scores, (B, H, Tq, slots), that of the search's queries, overwritten, and that of keys, added: d_k is shaped as k
+// and may hold other paths' gradients already. Unused slots are not read.
+template <class Q, class K, class G, class T>
+void find_spans_backward(const view<Q, 4>& q, const view<K, 4>& k, const spans& found, const view<G, 4>& d_scores, const view<T, 4>& d_q,
+                         const view<T, 4>& d_k) {
+    constexpr const char* door = "find_spans_backward";
+    span_checks::search(door, q, k);
+    found.check(door, {q.extent(0), q.extent(1), k.extent(1), q.extent(2), k.extent(2)});
+    const auto fits = [&](const char* name, const auto& v, const std::array<index, 4>& shape) {
+        for (int i = 0; i < 4; ++i)
+            require(v.extent(i) == shape[static_cast<std::size_t>(i)], door, name, "extent", v.extent(i), "must equal",
+                    shape[static_cast<std::size_t>(i)]);
+        require(v.data != nullptr || v.empty(), door, name, "must not be null");
+    };
+    fits("d_scores", d_scores, {q.extent(0), q.extent(1), q.extent(2), found.slots});
+    fits("d_q", d_q, q.shape);
+    fits("d_k", d_k, k.shape);
+    const index depth = q.extent(3);
+    for (index b = 0; b < found.batch; ++b)
+        for (index h = 0; h < found.heads; ++h)
+            for (index i = 0; i < found.queries; ++i) {
+                for (index d = 0; d < depth; ++d) d_q(b, h, i, d) = 0;
+                for (index n = 0; n < found.slots; ++n) {
+                    const index anchor = found.anchor[found.row(b, h, i) + static_cast<std::size_t>(n)],
+                                g = h / (found.heads / k.extent(1));
+                    if (anchor < 0) continue;
+                    const T by = d_scores(b, h, i, n);
+                    for (index d = 0; d < depth; ++d) {
+                        d_q(b, h, i, d) += by * static_cast<T>(k(b, g, anchor, d));
+                        d_k(b, g, anchor, d) += by * static_cast<T>(q(b, h, i, d));
+                    }
+                }
+            }
+}
+
+}  // namespace heed::inline HEED_ISA

@@ -1,0 +1,376 @@
+#include "laws/mask.hpp"
+#include "laws/order.hpp"
+#include "support/catch.hpp"
+#include "support/random.hpp"
+#include "support/refusal.hpp"
+#include "support/shuffled_threads.hpp"
+#include "support/tensors.hpp"
+
+#include <heed/mask/causal.hpp>
+#include <heed/select/row_spans.hpp>
+#include <heed/select/span_search.hpp>
+#include <heed/span_attention.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace {
+
+using heed::in_span;
+using heed::row_spans;
+using heed::span_rule;
+using heed::spans;
+using heed_test::refusal;
+using heed_test::tensor;
+
+constexpr double infinity = std::numeric_limits<double>::infinity(), none = std::numeric_limits<double>::quiet_NaN();
+
+heed::index law(const span_rule& rule, heed::index i) {
+    return rule.search_power != 0 ? static_cast<heed::index>(std::floor(std::pow(static_cast<double>(i), 1 / rule.search_power)))
+                                  : static_cast<heed::index>(std::llround(std::pow(static_cast<double>(i), rule.stripe_power)));
+}
+
+struct slot {
+    heed::index anchor, start, end;
+    double score;
+};
+// The rule as it stands in the paper: all anchors from the farthest to the nearest, then the best of them.
+template <class Score>
+std::vector<slot> literal_slots(const span_rule& rule, heed::index t, heed::index s0, const Score& score) {
+    const heed::index window = law(rule, rule.window + 1) - 1;
+    std::vector<slot> all;
+    const double root = std::pow(static_cast<double>(t + 1 - s0), rule.span_power);
+    for (heed::index i = rule.window + 1; t - law(rule, i) + 1 >= s0; ++i) {
+        const heed::index a = t - law(rule, i) + 1;
+        heed::index end = std::min(a + static_cast<heed::index>(std::ceil(rule.forward * root)), t);
+        if (window > 0) end = std::min(end, t - window);
+        if (const double s = score(a); s != -infinity)
+            all.insert(all.begin(),
+                       {a, std::max({a - static_cast<heed::index>(std::ceil(rule.backward * root)), s0, heed::index{0}}), end, s});
+    }
+    const auto rank = [](const slot& x) { return std::isnan(x.score) ? std::pair(1, 0.0) : std::pair(0, x.score); };
+    std::stable_sort(all.begin(), all.end(), [&](const slot& x, const slot& y) { return rank(x) > rank(y); });
+    all.resize(std::min(all.size(), static_cast<std::size_t>(rule.slots)));
+    return all;
+}
+
+double product(const tensor<double>& x, heed::index b, heed::index h, heed::index i, const tensor<double>& y, heed::index g,
+               heed::index j) {
+    double sum = 0;
+    for (heed::index d = 0; d < x.view.extent(3); ++d) sum += x.view(b, h, i, d) * y.view(b, g, j, d);
+    return sum;
+}
+
+struct problem {
+    heed::index batch, heads, key_heads, queries, keys, depth, width;
+    span_rule rule;
+    std::vector<heed::index> first;
+    tensor<double> q1, q2, k, v;
+
+    problem(heed_test::random_source& r, heed::index most_keys, bool small_integers)
+        : batch(r.between(1, 2)),
+          heads(r.one_of<heed::index>({1, 2, 4})),
+          key_heads(heads == 4 ? 2 : r.one_of<heed::index>({1, heads})),
+          queries(0),
+          keys(r.between(1, most_keys)),
+          depth(r.between(1, 19)),
+          width(r.between(1, 9)) {
+        queries = r.one_of<heed::index>({1, keys, r.between(1, keys + 3)});
+        rule.window = r.between(0, 3);
+        rule.slots = r.between(1, 4);
+        rule.backward = r.one_of({0.0, 0.7, 2.0, 3.0});
+        rule.forward = r.one_of({0.0, 1.0, 1.6});
+        rule.span_power = r.one_of({0.5, 0.55, 0.0, 1.0});
+        rule.stripe_power = static_cast<int>(r.between(1, 6));
+        rule.search_power = r.one_of({0.0, 0.0, 0.5, 0.55, 0.9});
+        if (r.chance(50))
+            for (heed::index b = 0; b < batch; ++b) first.push_back(r.between(0, keys));
+        rule.first_key = first;
+        const auto draw = [&](heed::index h, heed::index n, heed::index d) {
+            tensor<double> x({batch, h, n, d}, heed_test::order::bthd, heed_test::draw_padding(r));
+            each(x, [&](double& e) { e = small_integers ? static_cast<double>(r.between(-2, 2)) : r.normal(); });
+            return x;
+        };
+        q1 = draw(heads, queries, depth);
+        q2 = draw(heads, queries, depth);
+        k = draw(key_heads, keys, depth);
+        v = draw(key_heads, keys, width);
+    }
+    template <class F>
+    static void each(tensor<double>& x, F&& f) {
+        for (heed::index b = 0; b < x.view.extent(0); ++b)
+            for (heed::index h = 0; h < x.view.extent(1); ++h)
+                for (heed::index i = 0; i < x.view.extent(2); ++i)
+                    for (heed::index d = 0; d < x.view.extent(3); ++d) f(x.view(b, h, i, d));
+    }
+    heed::index first_of(heed::index b) const { return first.empty() ? 0 : first[static_cast<std::size_t>(b)]; }
+    heed::index key_head(heed::index h) const { return h / (heads / key_heads); }
+    std::vector<slot> slots_of(heed::index b, heed::index h, heed::index i) const {
+        const heed::index t = i + keys - queries;
+        if (t < first_of(b)) return {};
+        return literal_slots(rule, t, first_of(b), [&](heed::index a) { return product(q1, b, h, i, k, key_head(h), a); });
+    }
+
+    // One row of the output: of each slot a softmax over its own keys, mixed by the softmax of the scores at these anchors.
+    std::vector<double> literal(heed::index b, heed::index h, heed::index i, const std::vector<slot>& chosen) const {
+        const heed::index t = i + keys - queries, g = key_head(h), window = law(rule, rule.window + 1) - 1;
+        std::vector<double> out(static_cast<std::size_t>(width));
+        double total = 0;
+        std::vector<double> gate;
+        double top = -1e9;
+        for (const slot& s : chosen) top = std::max(top, product(q1, b, h, i, k, g, s.anchor));
+        for (std::size_t n = 0; n < static_cast<std::size_t>(rule.slots); ++n) {
+            gate.push_back(std::exp((n < chosen.size() ? product(q1, b, h, i, k, g, chosen[n].anchor) : -1e9) - top));
+            total += gate.back();
+        }
+        for (std::size_t n = 0; n < gate.size(); ++n) {
+            std::set<heed::index> seen;
+            for (heed::index j = std::max(t - window + 1, first_of(b)); j <= t; ++j) seen.insert(j);
+            if (n < chosen.size())
+                for (heed::index j = chosen[n].start; j <= chosen[n].end; ++j) seen.insert(j);
+            double most = -infinity, sum = 0;
+            for (const heed::index j : seen) most = std::max(most, product(q2, b, h, i, k, g, j));
+            std::vector<double> mean(out.size());
+            for (const heed::index j : seen) {
+                const double w = std::exp((product(q2, b, h, i, k, g, j) - most) / std::sqrt(static_cast<double>(depth)));
+                sum += w;
+                for (heed::index d = 0; d < width; ++d) mean[static_cast<std::size_t>(d)] += w * v.view(b, g, j, d);
+            }
+            for (std::size_t d = 0; d < out.size(); ++d)
+                if (!seen.empty()) out[d] += gate[n] / total * mean[d] / sum;
+        }
+        return out;
+    }
+};
+
+spans small_spans(heed::index slots = 2) {
+    const std::vector<double> q(6, 1), k(6, 1);
+    return heed::find_spans(heed::bhtd(q.data(), 1, 1, 3, 2), heed::bhtd(k.data(), 1, 1, 3, 2), {.slots = slots});
+}
+
+}  // namespace
+
+TEST_CASE("spans are those of the literal rule for any shape, law, padding and number of slots, ties and executors included") {
+    heed_test::random_source r(2701);
+    for (int round = 0; round < 300; ++round) {
+        const problem p(r, round % 10 == 0 ? 300 : 40, round % 3 != 0);
+        const spans found = heed::find_spans(p.q1.view, p.k.view, p.rule);
+        const spans threaded = heed::find_spans(p.q1.view, p.k.view, p.rule, heed_test::shuffled_threads{3, 5});
+        INFO("seed " << heed_test::test_seed() << " round " << round);
+        REQUIRE(found.anchor == threaded.anchor);
+        for (heed::index b = 0; b < p.batch; ++b)
+            for (heed::index h = 0; h < p.heads; ++h)
+                for (heed::index i = 0; i < p.queries; ++i) {
+                    const auto expected = p.slots_of(b, h, i);
+                    for (std::size_t n = 0; n < static_cast<std::size_t>(p.rule.slots); ++n) {
+                        const std::size_t at = found.row(b, h, i) + n;
+                        const slot s = n < expected.size() ? expected[n] : slot{-1, -1, -1, -infinity};
+                        REQUIRE(found.anchor[at] == s.anchor);
+                        REQUIRE(found.start[at] == s.start);
+                        REQUIRE(found.end[at] == s.end);
+                        REQUIRE((found.score[at] == s.score || std::abs(found.score[at] - s.score) < 1e-12));
+                    }
+                }
+    }
+}
+
+TEST_CASE("NaN ranks highest, infinity next, minus infinity is not taken, and a gate of no number is even") {
+    const std::vector<double> scores{1, -infinity, none, infinity, 0};
+    std::vector<double> q(5, 1), gate(3);
+    const auto find = [&](const std::vector<double>& k) {
+        return heed::find_spans(heed::bhtd(q.data(), 1, 1, 5, 1), heed::bhtd(k.data(), 1, 1, 5, 1), {.slots = 3, .stripe_power = 1});
+    };
+    const spans found = find(scores);
+    const std::size_t last = found.row(0, 0, 4);
+    CHECK(std::vector(found.anchor.begin() + 12, found.anchor.end()) == std::vector<std::int32_t>{2, 3, 0});
+    found.gate(last, gate.data());
+    CHECK(gate == std::vector<double>(3, 1.0 / 3));
+    CHECK(std::vector(found.anchor.begin() + 3, found.anchor.begin() + 6) == std::vector<std::int32_t>{0, -1, -1});
+    found.gate(3, gate.data());
+    CHECK(gate == std::vector<double>{1, 0, 0});
+    const spans nothing = find(std::vector<double>(5, -infinity));
+    CHECK(std::count(nothing.anchor.begin(), nothing.anchor.end(), -1) == 15);
+    nothing.gate(0, gate.data());
+    CHECK(gate == std::vector<double>(3, 1.0 / 3));
+}
+
+TEST_CASE("with backward 2 the spans of all anchors and the window cover all keys, with 1 they do not") {
+    const std::vector<double> q(900, 0);
+    const auto uncovered = [&](heed::index w, double backward) {
+        const auto zeros = heed::bhtd(q.data(), 1, 1, 900, 1);
+        const span_rule rule{.window = w, .slots = 31, .backward = backward};
+        const spans found = heed::find_spans(zeros, zeros, rule);
+        heed::index missing = 0;
+        for (heed::index t = 0; t < 900; ++t) {
+            std::vector<bool> seen(static_cast<std::size_t>(t) + 1);
+            for (heed::index j = std::max<heed::index>(0, t - found.window + 1); j <= t; ++j) seen[static_cast<std::size_t>(j)] = true;
+            for (std::size_t n = found.row(0, 0, t); n < found.row(0, 0, t + 1); ++n)
+                for (heed::index j = found.start[n]; j >= 0 && j <= found.end[n]; ++j) seen[static_cast<std::size_t>(j)] = true;
+            missing += std::count(seen.begin(), seen.end(), false);
+        }
+        return missing;
+    };
+    for (const heed::index w : {heed::index{0}, heed::index{1}, heed::index{5}}) CHECK(uncovered(w, 2) == 0);
+    CHECK(uncovered(0, 1) > 0);
+}
+
+TEST_CASE("span attention and its gradients are those of the operator written out") {
+    heed_test::random_source r(2702);
+    for (int round = 0; round < 60; ++round) {
+        problem p(r, round % 10 == 0 ? 150 : 16, false);
+        INFO("seed " << heed_test::test_seed() << " round " << round);
+        const spans found = heed::find_spans(p.q1.view, p.k.view, p.rule);
+        tensor<double> out({p.batch, p.heads, p.queries, p.width}, heed_test::order::bthd, heed_test::draw_padding(r));
+        heed::span_attention(p.q2.view, p.k.view, p.v.view, found, out.view, heed_test::shuffled_threads{2, 1});
+        tensor<double> d_out({p.batch, p.heads, p.queries, p.width});
+        problem::each(d_out, [&](double& x) { x = r.normal(); });
+        const auto loss = [&](const std::vector<std::vector<slot>>& chosen, bool check) {
+            double sum = 0;
+            std::size_t row = 0;
+            for (heed::index b = 0; b < p.batch; ++b)
+                for (heed::index h = 0; h < p.heads; ++h)
+                    for (heed::index i = 0; i < p.queries; ++i, ++row) {
+                        if (i + p.keys - p.queries < p.first_of(b)) {
+                            for (heed::index d = 0; d < p.width && check; ++d) REQUIRE(out.view(b, h, i, d) == 0);
+                            continue;
+                        }
+                        const auto expected = p.literal(b, h, i, chosen[row]);
+                        for (heed::index d = 0; d < p.width; ++d) {
+                            if (check) REQUIRE(std::abs(out.view(b, h, i, d) - expected[static_cast<std::size_t>(d)]) < 1e-11);
+                            sum += expected[static_cast<std::size_t>(d)] * d_out.view(b, h, i, d);
+                        }
+                    }
+            return sum;
+        };
+        std::vector<std::vector<slot>> chosen;
+        for (heed::index b = 0; b < p.batch; ++b)
+            for (heed::index h = 0; h < p.heads; ++h)
+                for (heed::index i = 0; i < p.queries; ++i) chosen.push_back(p.slots_of(b, h, i));
+        loss(chosen, true);
+        if (p.keys > 16 || p.batch * p.heads * p.depth > 24) continue;
+
+        tensor<double> d_q1(p.q1.view.shape), d_q2(p.q2.view.shape), d_k(p.k.view.shape), d_v(p.v.view.shape),
+            d_scores({p.batch, p.heads, p.queries, p.rule.slots});
+        heed::span_attention_backward(p.q2.view, p.k.view, p.v.view, found, d_out.view, d_q2.view, d_k.view, d_v.view, d_scores.view);
+        heed::find_spans_backward(p.q1.view, p.k.view, found, d_scores.view, d_q1.view, d_k.view);
+        const auto differences = [&](tensor<double>& x, const tensor<double>& gradient) {
+            std::vector<double> got;
+            problem::each(const_cast<tensor<double>&>(gradient), [&](double& g) { got.push_back(g); });
+            std::size_t at = 0;
+            problem::each(x, [&](double& e) {
+                const double before = e, step = 1e-5;
+                e = before + step;
+                const double up = loss(chosen, false);
+                e = before - step;
+                const double down = loss(chosen, false);
+                e = before;
+                REQUIRE(std::abs((up - down) / (2 * step) - got[at++]) < 1e-6);
+            });
+        };
+        differences(p.q1, d_q1);
+        differences(p.q2, d_q2);
+        differences(p.k, d_k);
+        differences(p.v, d_v);
+    }
+}
+
+TEST_CASE("any runs of keys keep the laws of masks and of their order") {
+    heed_test::random_source r(2703);
+    for (int round = 0; round < 40; ++round) {
+        const heed::extents e{1, 2, 1, r.between(1, 90), r.between(1, 90)};
+        std::vector<std::int32_t> begin, end;
+        for (heed::index i = 0; i < e.queries; ++i) {
+            const auto a = static_cast<std::int32_t>(r.between(0, e.keys)), b = static_cast<std::int32_t>(r.between(a, e.keys));
+            begin.push_back(a);
+            end.push_back(r.chance(20) ? a : b);
+        }
+        const row_spans rows(e.keys, begin, end);
+        INFO("seed " << heed_test::test_seed() << " round " << round);
+        CHECK(laws::check_mask(in_span{&rows}, e));
+        CHECK(laws::check_order(in_span{&rows}, e));
+    }
+}
+
+TEST_CASE("what does not fit is refused by name and value") {
+    const std::vector<double> x(24, 1);
+    std::vector<double> y(24, 7);
+    const auto view = [&](heed::index h, heed::index n, heed::index d) { return heed::bhtd(x.data(), 1, h, n, d); };
+    const auto find = [&](const span_rule& rule) { return refusal([&] { heed::find_spans(view(1, 3, 2), view(1, 3, 2), rule); }); };
+    const std::vector<heed::index> two{0, 0}, behind{4};
+    CHECK(find({}) == "accepted");
+    CHECK(find({.window = -1}) == "heed::find_spans: window (-1) must be at least (0)");
+    CHECK(find({.window = span_rule::far + 1}) == "heed::find_spans: window (1099511627777) must not be above (1099511627776)");
+    CHECK(find({.slots = 0}) == "heed::find_spans: slots (0) must be at least (1)");
+    CHECK(find({.backward = -1}) == "heed::find_spans: backward (-1.000000) must be at least (0)");
+    CHECK(find({.forward = none}) == "heed::find_spans: forward (nan) must be at least (0)");
+    CHECK(find({.span_power = 2}) == "heed::find_spans: span_power (2.000000) must be from 0 to (1)");
+    CHECK(find({.stripe_power = 7}) == "heed::find_spans: stripe_power (7) must be from 1 to (6)");
+    CHECK(find({.search_power = 1.5}) == "heed::find_spans: search_power (1.500000) must be 0 or above it, and at most (1)");
+    CHECK(find({.first_key = two}) == "heed::find_spans: first_key entries (2) must be none or equal batch (1)");
+    CHECK(find({.first_key = behind}) == "heed::find_spans: first_key (4) must be from 0 to keys (3)");
+    CHECK(refusal([&] { heed::find_spans(view(3, 2, 2), view(2, 3, 2), {}); }) ==
+          "heed::find_spans: query heads (3) must be a multiple of key heads (2)");
+    CHECK(refusal([&] { heed::find_spans(view(1, 3, 2), view(1, 3, 4), {}); }) ==
+          "heed::find_spans: key features (4) must equal query features (2)");
+
+    const auto attend = [&](const spans& found, heed::index width = 2) {
+        return refusal(
+            [&] { heed::span_attention(view(1, 3, 2), view(1, 3, 2), view(1, 3, 2), found, heed::bhtd(y.data(), 1, 1, 3, width)); });
+    };
+    const auto changed = [&](auto&& change) {
+        spans found = small_spans();
+        change(found);
+        return attend(found);
+    };
+    CHECK(attend(small_spans(), 3) == "heed::span_attention: out features (3) must equal value features (2)");
+    CHECK(changed([](spans& s) { s.queries = 2; }) == "heed::span_attention: spans queries (2) must equal queries (3)");
+    CHECK(changed([](spans& s) { s.length = 4; }) == "heed::span_attention: spans length (4) must equal keys (3)");
+    CHECK(changed([](spans& s) { s.window = -1; }) == "heed::span_attention: spans window (-1) must be at least (0)");
+    CHECK(changed([](spans& s) { s.first = {}; }) == "heed::span_attention: spans first entries (0) must equal batch (1)");
+    CHECK(changed([](spans& s) { s.score.pop_back(); }) ==
+          "heed::span_attention: spans score entries (5) must equal batch times heads times queries times slots (6)");
+    CHECK(changed([](spans& s) { s.end[0] = 3; }) == "heed::span_attention: spans end (3) must be below keys (3)");
+    CHECK(changed([](spans& s) { s.start[0] = -1; }) == "heed::span_attention: spans start (-1) must not be below first (0)");
+    CHECK(changed([](spans& s) { s.anchor[0] = 3; }) == "heed::span_attention: spans anchor (3) must be below keys (3)");
+    CHECK(changed([](spans& s) { s.start[0] = 2; }) == "heed::span_attention: spans start (2) must not be behind its end (0)");
+    CHECK(changed([](spans& s) { s.slots = 0; }) == "heed::span_attention: spans slots (0) must be at least (1)");
+    const auto written = [&](heed::index tokens, heed::index features) { return heed::bhtd(y.data(), 1, 1, tokens, features); };
+    const spans found = small_spans();
+    CHECK(refusal([&] { heed::span_attention(written(3, 2), view(1, 3, 2), view(1, 3, 2), found, written(3, 2)); }) ==
+          "heed::span_attention: out must not overlap query");
+    const auto backward = [&](heed::index width, heed::index features, heed::index slots) {
+        return refusal([&] {
+            heed::span_attention_backward(view(1, 3, 2), view(1, 3, 2), view(1, 3, 2), found, view(1, 3, width), written(3, features),
+                                          written(3, 2), written(3, 2), written(3, slots));
+        });
+    };
+    CHECK(backward(3, 2, 2) == "heed::span_attention_backward: d_out features (3) must equal value features (2)");
+    CHECK(backward(2, 3, 2) == "heed::span_attention_backward: d_q features (3) must equal query features (2)");
+    CHECK(backward(2, 2, 3) == "heed::span_attention_backward: d_scores features (3) must equal expected features (2)");
+    const auto search_backward = [&](heed::index slots, heed::index tokens) {
+        return refusal(
+            [&] { heed::find_spans_backward(view(1, 3, 2), view(1, 3, 2), found, view(1, 3, slots), written(tokens, 2), written(3, 2)); });
+    };
+    CHECK(search_backward(3, 3) == "heed::find_spans_backward: d_scores extent (3) must equal (2)");
+    CHECK(search_backward(2, 2) == "heed::find_spans_backward: d_q extent (2) must equal (3)");
+    CHECK(y == std::vector<double>(24, 7));
+
+    row_spans rows(3, {0, 1}, {1, 3});
+    const auto check = [&] { return refusal([&] { in_span{&rows}.check("attention", {1, 1, 1, 2, 3}); }); };
+    CHECK(check() == "accepted");
+    rows.end[1] = 4;
+    CHECK(check() == "heed::attention: in_span end (4) must not be above keys (3)");
+    rows.end[1] = 0;
+    CHECK(check() == "heed::attention: in_span begin (1) must not be above its end (0)");
+    rows = row_spans(3, {0, 1}, {1, 3});
+    rows.order[1] = 0;
+    CHECK(check() == "heed::attention: in_span order entry (0) must be a row that is not taken yet, of (2)");
+    rows.length = 5;
+    CHECK(check() == "heed::attention: in_span length (5) must equal keys (3)");
+    CHECK(refusal([] { in_span{nullptr}.check("attention", {}); }) == "heed::attention: in_span must not be null");
+}
