@@ -9,6 +9,7 @@
 #include <heed/mask/causal.hpp>
 #include <heed/mask/view.hpp>
 #include <heed/reference.hpp>
+#include <heed/score/bias.hpp>
 #include <heed/score/score.hpp>
 
 #include <cstdint>

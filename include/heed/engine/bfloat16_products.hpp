@@ -38,16 +38,20 @@ public:
     }
     // Calls of row_prefetch::step for a full tile, at least.
     static index key_steps(index depth, int vectors) {
-        return by_tiles ? tile_keys / 64 * steps(depth) + tile_keys / 4
+        return by_tiles ? tile_keys / tile_rows * steps(depth) + tile_keys / 4
                         : (vectors + shape::step - 1) / shape::step * (tile_keys / shape::most_rows);
     }
-    static index value_steps(index width, int vectors) {
-        return by_tiles ? (width + 63) / 64 * 2 + tile_keys / 4
+    static index value_steps(index width, int vectors, bool in_rows) {
+        return by_tiles ? tile_keys / 32 * (width / tile_rows) + (in_rows ? tile_keys / 2 : width / 16) + tile_keys / 4
                         : (vectors + shape::step - 1) / shape::step * std::max<index>(1, width / shape::most_rows);
     }
 
     bfloat16_products(const Problem& p, float* query, float* out, const memory& t)
         : depth_(p.depth()), width_(p.width()), query_(query), out_(out), t_(t) {}
+
+    // Whether the outputs of so many queries, if no other strip shares their values, are rows: then values need no transposition.
+    static constexpr bool in_rows(int queries) { return by_tiles && queries <= tile_rows; }
+    static constexpr index row_stride(index width) { return memory::value_pairs(width); }
 
     // Q^T in pairs, of the rows in t.stored_keys.
     void begin(int count) {
@@ -121,7 +125,43 @@ public:
                              [&](auto v, const tile_segment& s) { add_segment<decltype(v)::value>(s, overwrites && i == 0, next); });
         }
         if (t_.paired->odd != 0)
-            for (int i = 0; i < n; ++i) add_odd(segments[i], all);
+            for (int i = 0; i < n; ++i) add_odd(segments[i], all, [&](int query, index d) { return out_ + d * lanes + query; });
+    }
+
+    // O += P V, where outputs are rows.
+    void add_values_to_rows(const tile_segment* segments, int n, int count, bool all, bool overwrites, row_prefetch& next) {
+        if constexpr (by_tiles) {
+            const index stride = row_stride(width_);
+            if (!all) find_odd(count);
+            if (!all || count % 32 != 0) clear_outside(segments, n, count, 1);
+            // Weights have left the second half of their rows.
+            float* weights = t_.weights + tile_pairs * lanes;
+            const index key_steps = (count + 31) / 32;
+            for (index i = 0; i < key_steps; ++i)
+                transpose_into(rows_apart<const float>{t_.weights + i * tile_rows * lanes, lanes}, tile_rows, tile_rows,
+                               rows_apart<float>{weights + i * tile_rows, lanes}, as_is{});
+            // 32 keys at a time, whose values stay in the first cache: 1.1 to 1.2 times as fast as 64.
+            const index bytes = stride * static_cast<index>(sizeof(float));
+            for (int first = 0; first < count; first += 32, weights += tile_rows, overwrites = false) {
+                unpack_rows<P>(t_.stored_values + first, std::min(32, count - first), 0, width_, t_.value_scratch, stride, next);
+                if (t_.paired->odd != 0) leave_out(first, [&](int i, index d) { return i / 2 * stride + unpacked_place(d); });
+                const auto multiply = [&](auto columns, index d) {
+                    multiply_tiles<1, decltype(columns)::value>({{weights, row_bytes}}, t_.value_scratch + d, bytes, 1, out_ + d, stride,
+                                                                !overwrites, next);
+                };
+                index d = 0;
+                for (; d + 64 <= stride; d += 64) multiply(std::integral_constant<int, 4>{}, d);
+                if (d < stride) multiply(std::integral_constant<int, 2>{}, d);
+            }
+            if (t_.paired->odd != 0)
+                for (int i = 0; i < n; ++i)
+                    add_odd(segments[i], all, [&](int query, index d) { return out_ + query * stride + unpacked_place(d); });
+        }
+    }
+    // Row i of outputs that are rows, times its normaliser; with 0 whatever the row holds becomes 0.
+    void write(int i, float normaliser, float* to) const {
+        const float* row = out_ + i * row_stride(width_);
+        for (index d = 0; d < width_; ++d) to[d] = normaliser != 0 ? row[unpacked_place(d)] * normaliser : 0.f;
     }
 
 private:
@@ -230,39 +270,43 @@ private:
         }
     }
 
-    // Values that are no numbers leave the tile, for the queries that see them to add them apart; once a tile.
-    void clean(int count) {
-        auto& tile = *t_.paired;
-        if (tile.clean) return;
-        tile.clean = true;
+    // Keys whose values are no numbers, which the queries that see them add apart.
+    void find_odd(int count) {
         if (tile_finite<P>(*t_.values_finite, t_.stored_values, count, width_)) return;
         for (int i = 0; i < count; ++i) {
             const bfloat16* row = t_.stored_values[i];
-            if (std::all_of(row, row + width_, [](bfloat16 x) { return std::isfinite(static_cast<float>(x)); })) continue;
-            tile.odd |= std::uint64_t{1} << i;
+            if (!std::all_of(row, row + width_, [](bfloat16 x) { return std::isfinite(static_cast<float>(x)); }))
+                t_.paired->odd |= std::uint64_t{1} << i;
+        }
+    }
+    // Those of the keys from `first` on, 32 if there is a `first`, become 0 in the scratch, where place(key - first, feature) says they
+    // are.
+    template <class Place>
+    void leave_out(int first, Place&& place) {
+        for (std::uint64_t odd = t_.paired->odd >> first; odd != 0; odd &= odd - 1) {
+            const int i = std::countr_zero(odd);
             for (index d = 0; d < width_; ++d) {
-                float& both =
-                    by_tiles ? t_.value_scratch[d * tile_pairs + i / 2] : t_.value_scratch[i / 2 * memory::value_pairs(width_) + d];
+                float& both = t_.value_scratch[place(i, d)];
                 both = std::bit_cast<float>(std::bit_cast<std::uint32_t>(both) & (i % 2 == 0 ? 0xffff0000u : 0xffffu));
             }
         }
     }
-    void add_odd(const tile_segment& s, bool all) {
+    // Once a tile, after the values have been brought into shape for all strips.
+    void clean(int count) {
+        if (std::exchange(t_.paired->clean, true)) return;
+        find_odd(count);
+        leave_out(0, [&](int i, index d) { return by_tiles ? d * tile_pairs + i / 2 : i / 2 * memory::value_pairs(width_) + d; });
+    }
+    // out(query, feature) is the element.
+    template <class Out>
+    void add_odd(const tile_segment& s, bool all, Out&& out) {
         for (int i = s.begin; i < s.begin + s.count; ++i) {
             if ((t_.paired->odd >> i & 1) == 0) continue;
-            for (int v = s.first; v < s.first + s.vectors; ++v) {
-                const auto visible = P::mask_from_bits((all ? ~std::uint64_t{0} : t_.bits[i]) >> (v * P::lanes));
-                float weights[P::lanes];
-                P::load(t_.weights + i / 2 * lanes + v * P::lanes).store(weights);
-                for (float& w : weights) {
-                    const auto both = std::bit_cast<std::uint32_t>(w);
-                    w = std::bit_cast<float>(i % 2 == 0 ? both << 16 : both & 0xffff0000u);
-                }
-                for (index d = 0; d < width_; ++d) {
-                    float* to = out_ + d * lanes + v * P::lanes;
-                    const P before = P::load(to);
-                    select(visible, fma(P(static_cast<float>(t_.stored_values[i][d])), P::load(weights), before), before).store(to);
-                }
+            for (int query = s.first * P::lanes; query < (s.first + s.vectors) * P::lanes; ++query) {
+                if (!all && (t_.bits[i] >> query & 1) == 0) continue;
+                const auto both = std::bit_cast<std::uint32_t>(t_.weights[i / 2 * lanes + query]);
+                const float weight = std::bit_cast<float>(i % 2 == 0 ? both << 16 : both & 0xffff0000u);
+                for (index d = 0; d < width_; ++d) *out(query, d) += static_cast<float>(t_.stored_values[i][d]) * weight;
             }
         }
     }
@@ -282,6 +326,12 @@ struct no_products {
     void round_weights(const tile_segment*, int) {}
     template <class... Arguments>
     void add_values(const Arguments&...) {}
+    template <class... Arguments>
+    void add_values_to_rows(const Arguments&...) {}
+    template <class... Arguments>
+    void write(const Arguments&...) const {}
+    static constexpr bool in_rows(int) { return false; }
+    static constexpr index row_stride(index width) { return width; }
 };
 template <class Problem>
 using pair_products_of = std::conditional_t<tile_memory<Problem>::has_pairs, bfloat16_products<Problem>, no_products>;

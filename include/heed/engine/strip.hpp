@@ -60,7 +60,8 @@ public:
     // Of one of several strips, or of the only one, for so many queries.
     static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
         const bool few = !several && is_few(p, queries);
-        const index rows = few_rows<P>::elements(p.width(), few ? queries : P::lanes);
+        const index rows =
+            few_rows<P>::elements(tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width(), few ? queries : P::lanes);
         const index width = tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width();
         return {a.take<T>(few ? rows : std::max(width * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
     }
@@ -79,28 +80,26 @@ public:
     index value_steps() const {
         if (few_) return few_rows<P>::value_steps(count_, tile_keys, p_.width());
         if constexpr (has_pairs)
-            if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_);
+            if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
     }
 
     strip(const Problem& p, const strip_memory<T>& s, const strip_result<T>& r, const tile_memory<Problem>& t)
-        : p_(p),
-          s_(s),
-          out_(r.out),
-          t_(t),
-          state_(r.state, t.state, lanes),
-          rows_(s.query, r.out, p.depth(), p.width()),
-          pairs_(p, s.query, r.out, t) {}
+        : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), pairs_(p, s.query, r.out, t) {}
 
     // Whether so many queries alone are a strip with features in lanes. Matrix registers are faster than that for 3 already.
     static bool is_few(const Problem& p, index queries) { return queries < (takes_tiles(p) ? 3 : row_shape<P>::enough); }
 
     // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
     // `first_row` of the tensors and stands at `offset`.
-    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool few) {
+    // alone: no other strip shares its tiles.
+    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone) {
         count_ = count;
-        few_ = few;
-        paired_ = !few && takes_pairs(p_);
+        few_ = alone && is_few(p_, count);
+        paired_ = !few_ && takes_pairs(p_);
+        in_rows_ = few_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
+        rows_ = few_rows<P>(s_.query, out_, p_.depth(), paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
+        if (in_rows_) rows_.reopen(count);
         parts_ = 0;
         for (int i = 0; i < count; ++i) {
             const index of_head = most_parts == 1 ? head : head + numbers[i] / queries;
@@ -191,14 +190,13 @@ public:
         }
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
+        const auto all = [&] { return n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_; };
+        if (in_rows_) return pairs_.add_values_to_rows(segments, n, count, all(), overwrites, next_values);
         if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
             std::fill(out_, out_ + p_.width() * lanes, T{0});
             overwrites = false;
         }
-        if (paired_) {
-            const bool all = n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_;
-            return pairs_.add_values(segments, n, count, vectors_, all, overwrites, next_values);
-        }
+        if (paired_) return pairs_.add_values(segments, n, count, vectors_, all(), overwrites, next_values);
         for (int i = 0; i < n; ++i) {
             if (segments[i].masked && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
                 values_one_by_one(segments[i]);
@@ -212,11 +210,7 @@ public:
         T* mine = t_.weights;
         T* theirs = t_.weights + lanes;
         state_.merge(other.state_, mine, theirs);
-        if (few_) {
-            rows_.reopen(count_);
-            rows_.merge(other.rows_, mine, theirs);
-            return;
-        }
+        if (in_rows_) return rows_.merge(other.rows_, mine, theirs);
         for (index d = 0; d < p_.width(); ++d)
             for (int i = 0; i < lanes; ++i) {
                 T* o = out_ + d * lanes + i;
@@ -241,8 +235,12 @@ public:
             }
         });
         const index width = p_.width();
-        if (few_) {
-            for (int i = 0; i < count_; ++i) rows_.write(i, normaliser[i], t_.written[i]);
+        if (in_rows_) {
+            for (int i = 0; i < count_; ++i)
+                if (few_)
+                    rows_.write(i, normaliser[i], t_.written[i]);
+                else
+                    pairs_.write(i, normaliser[i], t_.written[i]);
             return narrow(seq);
         }
         for (index at = 0; at < lanes; at += P::lanes) {
@@ -569,7 +567,7 @@ private:
     }
 
     void rescale(const T* factor) {
-        if (few_) return rows_.scale(factor);
+        if (in_rows_) return rows_.scale(factor);
         for (index d = 0; d < p_.width(); ++d)
             for (index at = 0; at < lanes; at += P::lanes) {
                 T* o = out_ + d * lanes + at;
@@ -586,11 +584,12 @@ private:
     pair_products_of<Problem> pairs_;
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
-    bool few_ = false;     // both products have features in lanes
-    bool paired_ = false;  // both products are of pairs of bfloat16
-    bool alike_ = true;    // score modifications make no difference between the heads
-    bool fresh_ = false;   // O holds nothing yet
-    index to_row_ = 0;     // a position plus this is a row of the tensors
+    bool few_ = false;      // both products have features in lanes
+    bool paired_ = false;   // both products are of pairs of bfloat16
+    bool in_rows_ = false;  // outputs are rows
+    bool alike_ = true;     // score modifications make no difference between the heads
+    bool fresh_ = false;    // O holds nothing yet
+    index to_row_ = 0;      // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];
     index positions_[lanes];  // of the queries, in key coordinates
     head_part heads_[static_cast<std::size_t>(most_parts)];

@@ -56,7 +56,10 @@ struct tile_memory {
     static constexpr bool by_tiles = has_pairs && arch::traits<typename P::arch_type>::bfloat16_tiles;
     // Lanes of a query, or a row of a key, and of a row of two values.
     static constexpr index query_pairs(index depth) { return by_tiles ? (depth + 31) / 32 * 16 : depth / 2; }
-    static constexpr index value_pairs(index width) { return (width + P::lanes - 1) / P::lanes * P::lanes; }
+    static constexpr index value_pairs(index width) {
+        constexpr index multiple = by_tiles ? 32 : P::lanes;
+        return (width + multiple - 1) / multiple * multiple;
+    }
 
     T *weights, *state, *staged, *key_square, *key_scratch, *value_scratch, *few_scratch;
     const T **key_rows, **value_rows;

@@ -228,7 +228,7 @@ private:
                                   tile);
             });
             strips[i]->place(at.head, at.rows.queries, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes),
-                             at.rows.query_begin, at.shape.offset(), is_few(at));
+                             at.rows.query_begin, at.shape.offset(), at.count == 1);
         }
     }
     auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {

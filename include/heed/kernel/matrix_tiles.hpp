@@ -61,7 +61,7 @@ private:
 template <int Rows, int Columns, class Between>
 HEED_INLINE void multiply_tiles(const tile_operand (&a)[Rows], const float* b, index b_stride, index steps, float* c, index c_stride,
                                 bool add, Between& between) {
-    static_assert(Rows * Columns <= 4 && Columns <= 2);
+    static_assert(Rows * Columns <= 4 && (Columns <= 2 || Columns == 4));
     const index c_bytes = c_stride * static_cast<index>(sizeof(float));
     const auto of_c = [&](int row, int column) { return c + row * tile_rows * c_stride + column * tile_rows; };
     const auto of_a = [&](int row, index i) { return static_cast<const char*>(a[row].first) + i * tile_row_bytes; };
@@ -69,41 +69,62 @@ HEED_INLINE void multiply_tiles(const tile_operand (&a)[Rows], const float* b, i
     asm volatile("" ::: "memory");
     if (add) {
         _tile_loadd(0, c, c_bytes);
-        if constexpr (Columns == 2) _tile_loadd(1, of_c(0, 1), c_bytes);
+        if constexpr (Columns >= 2) _tile_loadd(1, of_c(0, 1), c_bytes);
+        if constexpr (Columns == 4) _tile_loadd(2, of_c(0, 2), c_bytes);
+        if constexpr (Columns == 4) _tile_loadd(3, of_c(0, 3), c_bytes);
         if constexpr (Rows >= 2) _tile_loadd(2, of_c(1, 0), c_bytes);
         if constexpr (Rows == 2 && Columns == 2) _tile_loadd(3, of_c(1, 1), c_bytes);
         if constexpr (Rows == 4) _tile_loadd(1, of_c(2, 0), c_bytes);
         if constexpr (Rows == 4) _tile_loadd(3, of_c(3, 0), c_bytes);
     } else {
         _tile_zero(0);
-        if constexpr (Columns == 2 || Rows == 4) _tile_zero(1);
-        if constexpr (Rows >= 2) _tile_zero(2);
+        if constexpr (Columns >= 2 || Rows == 4) _tile_zero(1);
+        if constexpr (Rows >= 2 || Columns == 4) _tile_zero(2);
         if constexpr (Rows * Columns == 4) _tile_zero(3);
     }
     for (index i = 0; i < steps; ++i) {
-        between.step();
         _tile_loadd(6, b, b_stride);
         _tile_loadd(4, of_a(0, i), a[0].stride);
         _tile_dpbf16ps(0, 4, 6);
-        if constexpr (Columns == 2) {
+        between.step();
+        if constexpr (Columns >= 2) {
             _tile_loadd(7, b + tile_rows, b_stride);
             _tile_dpbf16ps(1, 4, 7);
+            between.step();
+        }
+        if constexpr (Columns == 4) {
+            _tile_loadd(5, b + 2 * tile_rows, b_stride);
+            _tile_dpbf16ps(2, 4, 5);
+            between.step();
+            _tile_loadd(6, b + 3 * tile_rows, b_stride);
+            _tile_dpbf16ps(3, 4, 6);
+            between.step();
         }
         if constexpr (Rows >= 2) {
             _tile_loadd(5, of_a(1, i), a[1].stride);
             _tile_dpbf16ps(2, 5, 6);
+            between.step();
         }
-        if constexpr (Rows == 2 && Columns == 2) _tile_dpbf16ps(3, 5, 7);
+        if constexpr (Rows == 2 && Columns == 2) {
+            _tile_dpbf16ps(3, 5, 7);
+            between.step();
+        }
         if constexpr (Rows == 4) {
             _tile_loadd(7, of_a(2, i), a[2].stride);
             _tile_dpbf16ps(1, 7, 6);
+            between.step();
             _tile_loadd(4, of_a(3, i), a[3].stride);
             _tile_dpbf16ps(3, 4, 6);
+            between.step();
         }
         b += tile_rows * b_stride / static_cast<index>(sizeof(float));
     }
     _tile_stored(0, c, c_bytes);
-    if constexpr (Columns == 2) _tile_stored(1, of_c(0, 1), c_bytes);
+    if constexpr (Columns >= 2) _tile_stored(1, of_c(0, 1), c_bytes);
+    if constexpr (Columns == 4) {
+        _tile_stored(2, of_c(0, 2), c_bytes);
+        _tile_stored(3, of_c(0, 3), c_bytes);
+    }
     if constexpr (Rows >= 2) _tile_stored(2, of_c(1, 0), c_bytes);
     if constexpr (Rows == 2 && Columns == 2) _tile_stored(3, of_c(1, 1), c_bytes);
     if constexpr (Rows == 4) {

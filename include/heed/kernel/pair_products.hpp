@@ -34,8 +34,37 @@ HEED_NOINLINE void pair_rows(const bfloat16* const* rows, int count, index width
         for (index d = 0; d < width; d += P::lanes) pairs_of<P>(rows, i, count, d, width).store(to + d);
 }
 
-// The transposed of that in blocks of `lanes` pairs: to[d * stride + i] holds feature d of rows 2 i and 2 i + 1, up to the next multiple of
-// the lanes of both. Reads from memory and `between` alternate.
+// Where feature d of a block of 32 stands among pairs in the order of unpacking: 4 of 8 neighbours in the first vector, 4 in the second.
+constexpr index unpacked_place(index d) { return d / 32 * 32 + d % 8 / 4 * 16 + d % 32 / 8 * 4 + d % 4; }
+
+// to[i * stride + unpacked_place(d)] holds feature `begin` + d of rows 2 i and 2 i + 1, up to `end` and to the next multiple of 32 rows and
+// of 32 features.
+template <class P, class Between>
+HEED_NOINLINE void unpack_rows(const bfloat16* const* rows, int count, index begin, index end, float* to, index stride, Between& between) {
+    static_assert(P::lanes == 16);
+    static constexpr std::uint16_t none[32] = {};
+    const index whole = begin + (end - begin) / 32 * 32;
+    for (int i = 0; i < (count + 31) / 32 * 32; i += 2, to += stride) {
+        const std::uint16_t* first = i < count ? &rows[i]->bits : nullptr;
+        const std::uint16_t* second = i + 1 < count ? &rows[i + 1]->bits : nullptr;
+        between.step();
+        const auto unpack = [&](const std::uint16_t* a, const std::uint16_t* b, index d) {
+            P low, high;
+            P::unpack_pairs(a, b, low, high);
+            low.store(to + d - begin);
+            high.store(to + d - begin + 16);
+        };
+        for (index d = begin; d < whole; d += 32) unpack(first != nullptr ? first + d : none, second != nullptr ? second + d : none, d);
+        if (whole == end) continue;
+        std::uint16_t ends[2][32] = {};
+        if (first != nullptr) std::copy_n(first + whole, end - whole, ends[0]);
+        if (second != nullptr) std::copy_n(second + whole, end - whole, ends[1]);
+        unpack(ends[0], ends[1], whole);
+    }
+}
+
+// The transposed of pair_rows in blocks of `lanes` pairs: to[d * stride + i] holds feature d of rows 2 i and 2 i + 1, up to the next
+// multiple of the lanes of both. Reads from memory and `between` alternate.
 template <class P, class Between>
 HEED_NOINLINE void turn_pairs(const bfloat16* const* rows, int count, index width, float* to, index stride, Between& between) {
     constexpr int W = P::lanes;
