@@ -258,18 +258,23 @@ private:
     // Products of a query with one row from each of several places, lane by lane.
     template <class Store>
     HEED_INLINE static void products_with(const K* const (&places)[together], index at, index depth, const T* query, Store&& store) {
-        P sums[together] = {P(0), P(0), P(0), P(0)};
+        static_assert(together == 4);
+        const K *first = places[0] + at, *second = places[1] + at, *third = places[2] + at, *fourth = places[3] + at;
+        // One by one: g++ keeps an array of sums in memory.
+        P one(0), two(0), three(0), four(0);
+        const auto add = [&](const P& x, auto&& load, index d) {
+            one = fma(load(first + d), x, one);
+            two = fma(load(second + d), x, two);
+            three = fma(load(third + d), x, three);
+            four = fma(load(fourth + d), x, four);
+        };
         index d = 0;
-        for (; d + P::lanes <= depth; d += P::lanes) {
-            const P x = P::load(query + d);
-#pragma GCC unroll 4
-            for (std::size_t j = 0; j < together; ++j) sums[j] = fma(load_as<P>(places[j] + at + d), x, sums[j]);
-        }
-        if (d < depth)
-            for (std::size_t j = 0; j < together; ++j)
-                sums[j] = fma(load_first<P>(places[j] + at + d, depth - d), P::load(query + d), sums[j]);
-#pragma GCC unroll 4
-        for (std::size_t j = 0; j < together; ++j) store(j, sums[j]);
+        for (; d + P::lanes <= depth; d += P::lanes) add(P::load(query + d), [](const K* row) { return load_as<P>(row); }, d);
+        if (d < depth) add(P::load(query + d), [&](const K* row) { return load_first<P>(row, depth - d); }, d);
+        store(0, one);
+        store(1, two);
+        store(2, three);
+        store(3, four);
     }
 
     view<Q, 4> q_;
