@@ -7,6 +7,7 @@
 #include <heed/config.hpp>
 #include <heed/tensor/view.hpp>
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstdint>
@@ -38,6 +39,8 @@ struct pair_lists {
 // What the engine of a call works with: queries of a strip, in lanes, of a vector, and of a block, at most.
 struct tiling {
     int strip = 32, vector = 16, block = 256;
+    int lone = 4;           // a block of one query takes as long as so many queries of a full strip that sees as many keys
+    bool by_shape = false;  // an order may depend on shapes alone, not on what was chosen for other sequences
 };
 
 struct key_run {
@@ -65,6 +68,8 @@ enum class coverage { empty, partial, full };
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
 //                                               writes the next ones, ascending, and returns their number, 0 at the end
 //   auto look(b, h, queries, n)                 at most 64 queries, kept over many tiles: bits(keys, count, rows) as `bits` above
+//   bool alike(first, last)                     optional: query heads first ... last have the same visits; then small blocks are taken
+//                                               for all heads of a group at once
 // Laws, for every tile: empty => none allowed, full => all allowed, every allowed key is in a run, runs ascend, bits equal allows.
 // Smallest model: struct all { using axis = axes::mask; bool allows(index, index, index, index) const { return true; } };
 template <class M>
@@ -83,6 +88,18 @@ template <class M>
 concept OrderedMask = Mask<M> && requires(const M& m, index i, const index* queries, index* keys, std::uint64_t* rows) {
     m.look(i, i, queries, 1).bits(queries, 1, rows);
     { m.visit(i, i, queries, 1, i, i)(keys, 1) } -> std::same_as<int>;
+};
+// The order of rows, for masks that take it: blocks of neighbours.
+struct row_order {
+    index queries;
+    int size;
+    constexpr index blocks() const { return (queries + size - 1) / size; }
+    constexpr int most() const { return size; }
+    constexpr int block(index i, index* rows) const {
+        const int count = static_cast<int>(std::min<index>(size, queries - i * size));
+        for (int n = 0; n < count; ++n) rows[n] = i * size + n;
+        return count;
+    }
 };
 template <class M>
 concept BitMask = Mask<M> && requires(const M& m, index i, score_tile t, std::uint64_t* rows) { m.bits(i, i, t, rows); };

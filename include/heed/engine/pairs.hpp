@@ -36,18 +36,6 @@ private:
 template <class Policy>
 using bound_to_sequence = decltype(ask::bind(std::declval<const Policy&>(), extents{}));
 
-// Blocks of neighbouring rows: the order of a mask that has none of its own.
-struct row_order {
-    index queries;
-    int size;
-    index blocks() const { return (queries + size - 1) / size; }
-    int block(index i, index* rows) const {
-        const int count = static_cast<int>(std::min<index>(size, queries - i * size));
-        std::iota(rows, rows + count, i * size);
-        return count;
-    }
-};
-
 // The keys in [begin, end) that queries [q_begin, q_end) of `heads` heads may see, run by run.
 template <class Mask>
 class run_cursor {
@@ -112,6 +100,8 @@ template <class Mask>
 struct arrangement {
     using bound_mask = bound_to_sequence<Mask>;
     static constexpr bool ordered = OrderedMask<bound_mask>;
+    // Queries of several heads may be taken together.
+    static constexpr bool joins_heads = !ordered || requires(const bound_mask& m, index h) { m.alike(h, h); };
 
     static auto order([[maybe_unused]] const Mask& mask, [[maybe_unused]] index queries, [[maybe_unused]] const tiling& t) {
         if constexpr (ordered)
@@ -127,6 +117,13 @@ struct arrangement {
             return mask.visit(b, h, queries, count, begin, end);
         else
             return run_cursor<bound_mask>(mask, b, h, heads, queries[0], queries[0] + count, begin, end);
+    }
+    // Whether the keys that an ordered mask's blocks visit are the same for these heads.
+    static bool alike([[maybe_unused]] const bound_mask& mask, [[maybe_unused]] index first, [[maybe_unused]] index last) {
+        if constexpr (joins_heads && ordered)
+            return mask.alike(first, last);
+        else
+            return first == last;
     }
     static auto look(const bound_mask& mask, index b, index h, const index* queries, int count) {
         if constexpr (ordered)

@@ -261,7 +261,7 @@ private:
         index head;
         int lane, count;
     };
-    static constexpr int most_parts = arranged::ordered ? 1 : lanes;
+    static constexpr int most_parts = arranged::joins_heads ? lanes : 1;
 
     void narrow([[maybe_unused]] const sequence& seq) {
         if constexpr (narrow_out)

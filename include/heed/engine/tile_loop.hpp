@@ -39,12 +39,10 @@ public:
             most_keys_ = std::max(most_keys_, s.keys);
         });
         all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
+        if (arranged::ordered && p.alone) all_strips_per_block_ = most_strips;
         order_.emplace(arranged::order(p.mask, 0, tiles()));
         if constexpr (arranged::ordered) {
-            if (p.alone) {
-                all_strips_per_block_ = most_strips;
-                order_.emplace(arranged::order(p.mask, 0, tiles()));
-            }
+            joined_ = order_->most() < few_queries && order_->most() * p_.group() <= most_strips * lanes && heads_alike();
             all_strips_per_block_ = (order_->most() + lanes - 1) / lanes;
         }
         for_sequences([&](index number, const sequence& s) {
@@ -58,7 +56,7 @@ public:
             tasks_ += w.units() * w.parts;
             units_ += w.units();
             if (w.parts > 1) kept_bytes_ += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
-            few_ = few_ && w.blocks <= 1 && strip_type::is_few(p_, s.queries * w.together);
+            few_ = few_ && (arranged::ordered || w.blocks <= 1) && strip_type::is_few(p_, block_rows(s) * w.together);
         });
         few_ = few_ && units_ > 0;
         // Below that, K and V of a head stay in the second cache by themselves.
@@ -147,18 +145,38 @@ private:
         const index n = p_.sequences.count(p_.whole);
         for (index s = 0; s < n; ++s) f(s, p_.sequences.at(s, p_.whole));
     }
-    tiling tiles() const { return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes)}; }
+    // What a query alone costs, which leaves no lane idle but reads each key for itself, or for the heads of its group.
+    tiling tiles() const {
+        constexpr int alone = 9, of_group = 3;
+        const int lone = heads_alike() ? std::max<int>(of_group, alone / static_cast<int>(p_.group())) : alone;
+        return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes), lone, p_.alone};
+    }
+    index block_rows(const sequence& s) const { return arranged::ordered ? order_->most() : s.queries; }
+    // Whether an ordered mask's blocks visit the same keys for all heads of a group, which then may be taken at once.
+    bool heads_alike() const {
+        if constexpr (arranged::joins_heads && arranged::ordered) {
+            const index group = p_.group();
+            const auto mask = ask::bind(p_.mask, p_.whole);
+            for (index h = 0; h < p_.whole.heads; h += group)
+                if (!arranged::alike(mask, h, h + group - 1)) return false;
+            return group > 1;
+        } else {
+            return false;
+        }
+    }
     auto order_of(const share& w, const sequence& s) const {
         if constexpr (arranged::ordered)
             return *order_;
         else
             return row_order{s.queries * w.together, static_cast<int>(w.strips * lanes)};
     }
+    // Whether a block may have several strips.
+    static bool several(const share& w) { return w.strips > 1 || (!arranged::ordered && w.blocks > 1); }
     // What is known of it without the others, but for their number where queries are many.
     share cut(index number, const sequence& s) const {
         share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 1, 0, 0, 0, 0, nullptr};
         const bool few = s.queries < few_queries && !arranged::ordered;
-        if (few && p_.group() > 1) {
+        if ((few || joined_) && p_.group() > 1) {
             w.together = p_.group();
             w.heads = p_.whole.key_heads;
         }
@@ -166,6 +184,7 @@ private:
             const index strips = (s.queries * w.together + lanes - 1) / lanes;
             w.strips = std::clamp<index>(few ? strips : strips * w.heads / enough_units, 1, most_strips);
         }
+        if (arranged::ordered) w.strips = (order_->most() * w.together + lanes - 1) / lanes;
         w.blocks = order_of(w, s).blocks();
         const index units = few || p_.alone ? w.units() : all_units_;
         index parts = 1;
@@ -177,7 +196,7 @@ private:
         w.part_keys = part_tiles * tile_keys;
         w.parts = (key_tiles + part_tiles - 1) / part_tiles;
         arena result;
-        strip_type::take_result(result, p_, w.blocks * w.strips > 1, s.queries * w.together);
+        strip_type::take_result(result, p_, several(w), block_rows(s) * w.together);
         w.strip_bytes = result.used();
         return w;
     }
@@ -201,6 +220,10 @@ private:
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
         at.queries = order_of(w, at.rows).block(at.block, queries);
+        if (arranged::ordered && at.together > 1) {
+            for (index i = at.queries; i < at.queries * at.together; ++i) queries[i] = queries[i - at.queries] + at.rows.queries;
+            at.queries *= static_cast<int>(at.together);
+        }
         at.count = (at.queries + lanes - 1) / lanes;
         at.begin = part * w.part_keys;
         at.end = w.parts > 1 ? std::min(at.rows.keys, at.begin + w.part_keys) : at.rows.keys;
@@ -224,20 +247,20 @@ private:
             arena kept(w.kept + w.strip_bytes * static_cast<std::size_t>((unit * w.parts + at.part) * w.strips + i));
             strips[i].make([&] {
                 const auto memory = strip_type::take_strip(own, p_);
-                return strip_type(p_, memory, strip_type::take_result(w.parts > 1 ? kept : own, p_, w.blocks * w.strips > 1, at.queries),
-                                  tile);
+                return strip_type(p_, memory, strip_type::take_result(w.parts > 1 ? kept : own, p_, several(w), at.queries), tile);
             });
             strips[i]->place(at.head, at.rows.queries, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes),
                              at.rows.query_begin, at.shape.offset(), at.count == 1);
         }
     }
     auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {
-        if (at.together > 1) {
+        if (!arranged::ordered && at.together > 1) {
             queries[0] = at.shape.offset();
             return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.rows.queries), at.begin, at.end, at.together);
         }
-        for (int i = 0; i < at.queries; ++i) queries[i] += at.shape.offset();
-        return arranged::visit(mask, at.number, at.head, queries, at.queries, at.begin, at.end);
+        const int rows = static_cast<int>(at.queries / at.together);
+        for (int i = 0; i < rows; ++i) queries[i] += at.shape.offset();
+        return arranged::visit(mask, at.number, at.head, queries, rows, at.begin, at.end);
     }
 
     void work(index task, index worker) const {
@@ -373,8 +396,13 @@ private:
         }
     }
 
+    // A source may give the rows of a list at once.
+    template <class Source, class S>
+    static constexpr bool gives_listed =
+        arranged::ordered && requires(const Source& s, const index* keys, const S** out) { s.listed(0, 0, 0, keys, 0, out); };
     template <class Source>
     static void rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
+        if constexpr (gives_listed<Source, T>) return source.listed(at.rows.batch, head, at.rows.key_begin, keys, count, out);
         arranged::runs(keys, count, [&](int i, int n) {
             source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
         });
@@ -383,6 +411,7 @@ private:
     template <class Source, class S>
     static void lying_rows_of(const Source& source, const place& at, index head, const index* keys, int count, const S** out,
                               [[maybe_unused]] T* factor) {
+        if constexpr (gives_listed<Source, S>) return source.listed(at.rows.batch, head, at.rows.key_begin, keys, count, out);
         arranged::runs(keys, count,
                        [&](int i, int n) { lying_rows(source, at.rows.batch, head, at.rows.key_begin + keys[i], n, out + i, factor + i); });
     }
@@ -400,7 +429,8 @@ private:
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
     index all_strips_per_block_ = 1, all_units_ = 0;
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
-    bool prefetches_ = false, few_ = true;  // few: every sequence has features in lanes
+    bool prefetches_ = false, few_ = true,
+         joined_ = false;  // few: every sequence has features in lanes; joined: heads of a group are taken together
     std::size_t list_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
     share* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;

@@ -98,7 +98,9 @@ private:
 
     static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
-    tiling tiles() const { return {band_type::lanes, P::lanes, static_cast<int>(bands_ * width)}; }
+    // A query alone works with the lanes of a vector.
+    static constexpr int lone_query = 16;
+    tiling tiles() const { return {band_type::lanes, P::lanes, static_cast<int>(bands_ * width), lone_query}; }
     auto order_of(const sequence& s) const {
         if constexpr (arranged::ordered)
             return *order_;
@@ -205,6 +207,8 @@ private:
     }
     template <class Source>
     static void rows_of(const Source& source, const sequence& rows, index head, const index* keys, int count, T* scratch, const T** out) {
+        if constexpr (arranged::ordered && requires { source.listed(rows.batch, head, rows.key_begin, keys, count, out); })
+            return source.listed(rows.batch, head, rows.key_begin, keys, count, out);
         arranged::runs(keys, count, [&](int i, int n) {
             source.rows(rows.batch, head, rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
         });

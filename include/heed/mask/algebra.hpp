@@ -92,6 +92,14 @@ struct both {
         else
             return b.visit(i, h, queries, count, begin, end);
     }
+    bool alike(index first, index last) const
+        requires(OrderedMask<A> ? requires(const A& x) { x.alike(first, last); } : requires(const B& x) { x.alike(first, last); })
+    {
+        if constexpr (OrderedMask<A>)
+            return a.alike(first, last);
+        else
+            return b.alike(first, last);
+    }
     auto look(index i, index h, const index* queries, int count) const
         requires(OrderedMask<A> || OrderedMask<B>)
     {

@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 namespace heed::inline HEED_ISA {
@@ -149,21 +148,8 @@ struct alive {
         }
     };
 
-    // Neighbouring rows.
-    struct order_of_rows {
-        index queries;
-        int size;
-        index blocks() const { return (queries + size - 1) / size; }
-        int most() const { return size; }
-        int block(index i, index* rows) const {
-            const int count = static_cast<int>(std::min<index>(size, queries - i * size));
-            std::iota(rows, rows + count, i * size);
-            return count;
-        }
-    };
-
     bound bind(const extents& e) const { return {lives, broadcasting::group(lives->heads, e.heads)}; }
-    order_of_rows order(const tiling& t) const { return {lives->queries, t.block}; }
+    row_order order(const tiling& t) const { return {lives->queries, t.block}; }
 
     void check(const char* door, const extents& e) const {
         require(lives != nullptr, door, "alive must not be null");

@@ -1,8 +1,9 @@
 // selection: keys chosen for each query, as plain data; selected{&picks}: the mask that lets a query see its own.
 //
 // Selectors (top_k, top_p, at_least) make selections, attention reads them; between the two they can be kept, printed, changed and reused
-// by later layers. `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`. A selection may also
-// be of blocks of queries and keys, which selected_blocks reads (select/blocks.hpp); smooth_blocks makes one of whole blocks of keys.
+// by later layers. `selected` borrows the selection for the call and joins other masks: `causal, selected{&picks}`. Where neighbours
+// picked much the same it is a mask on what any of them picked, elsewhere each query gathers its own keys. A selection may also be of
+// blocks of queries and keys, which selected_blocks reads (select/blocks.hpp); smooth_blocks makes one of whole blocks of keys.
 #pragma once
 
 #include <heed/concepts.hpp>
@@ -14,6 +15,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -63,9 +65,59 @@ struct selection {
     }
 };
 
+// How `selected` reads: a query's keys for it alone (gathered), or those that any of its neighbours picked, under a mask.
+enum class gather { where_faster, always, never };
+
 struct selected {
     using axis = axes::mask;
     const selection* picks;  // a batch of 1 broadcasts; heads may be those of groups of query heads, or 1
+    gather gathered = gather::where_faster;
+
+    static constexpr int most_rows = 256;  // of a block
+
+    // The keys of some rows, ascending: those of 64 neighbours at a time.
+    class cursor {
+    public:
+        template <class Row>
+        cursor(int count, index end, Row&& row) : count_(count) {
+            for (int i = 0; i < count; ++i) {
+                const std::span<const std::int32_t> keys = row(i);
+                at_[i] = keys.data();
+                ends_[i] = std::lower_bound(at_[i], at_[i] + keys.size(), end);
+            }
+        }
+        int operator()(index* keys, int most) {
+            int n = 0;
+            if (count_ == 1) {
+                while (n < most && at_[0] != ends_[0]) keys[n++] = *at_[0]++;
+                return n;
+            }
+            while (n < most && (seen_ != 0 || next())) {
+                keys[n++] = base_ + std::countr_zero(seen_);
+                seen_ &= seen_ - 1;
+            }
+            return n;
+        }
+
+    private:
+        bool next() {
+            base_ = std::numeric_limits<std::int32_t>::max();
+            bool any = false;
+            for (int i = 0; i < count_; ++i)
+                if (at_[i] != ends_[i]) {
+                    base_ = std::min<index>(base_, *at_[i]);
+                    any = true;
+                }
+            for (int i = 0; i < count_; ++i)
+                for (; at_[i] != ends_[i] && *at_[i] - base_ < 64; ++at_[i]) seen_ |= std::uint64_t{1} << (*at_[i] - base_);
+            return any;
+        }
+
+        const std::int32_t *at_[most_rows], *ends_[most_rows];
+        int count_;
+        index base_ = 0;
+        std::uint64_t seen_ = 0;  // bit i: key base + i
+    };
 
     struct bound {
         using axis = axes::mask;
@@ -111,6 +163,35 @@ struct selected {
                 each(b, h, q, t.key_begin, t.key_end, [&](index k) { rows[k - t.key_begin] |= std::uint64_t{1} << (q - t.query_begin); });
         }
 
+        bool alike(index first, index last) const { return row_head(first) == row_head(last); }
+        cursor visit(index b, index h, const index* queries, int count, index begin, index end) const {
+            return {count, end, [&](int i) { return from(b, h, queries[i], begin); }};
+        }
+        struct strip_look {
+            const bound* mask;
+            index batch, head;
+            const index* queries;
+            int count;
+
+            void bits(const index* keys, int key_count, std::uint64_t* rows) const {
+                std::fill(rows, rows + key_count, 0);
+                if (key_count == 0) return;
+                const index last = keys[key_count - 1];
+                const bool neighbours = last - keys[0] == key_count - 1;
+                for (int i = 0; i < count; ++i) {
+                    int j = 0;
+                    mask->each(batch, head, queries[i], keys[0], last + 1, [&](index k) {
+                        if (neighbours)
+                            j = static_cast<int>(k - keys[0]);
+                        else
+                            while (keys[j] < k) ++j;
+                        if (keys[j] == k) rows[j] |= std::uint64_t{1} << i;
+                    });
+                }
+            }
+        };
+        strip_look look(index b, index h, const index* queries, int count) const { return {this, b, h, queries, count}; }
+
         // The first key at or after `first`, or the length.
         index next(index b, index h, index q, index first) const {
             const auto rest = from(b, h, q, first);
@@ -118,9 +199,10 @@ struct selected {
         }
 
     private:
+        index row_head(index h) const { return picks->heads == 1 ? 0 : h / group; }
         // What a query sees at or after `first`.
         std::span<const std::int32_t> from(index b, index h, index q, index first) const {
-            const auto row = picks->row(picks->batch == 1 ? 0 : b, picks->heads == 1 ? 0 : h / group, q - offset);
+            const auto row = picks->row(picks->batch == 1 ? 0 : b, row_head(h), q - offset);
             return {std::lower_bound(row.begin(), row.end(), first), row.end()};
         }
         template <class F>
@@ -133,9 +215,30 @@ struct selected {
     };
 
     bound bind(const extents& e) const { return {picks, e.offset(), picks->heads > 0 ? e.heads / picks->heads : 1}; }
+    row_order order(const tiling& t) const { return {picks->queries, alone(t) ? 1 : t.block}; }
     void check(const char* door, const extents& e) const {
         require(picks != nullptr, door, "selected must not be null");
         picks->check(door, "selected", e, e.queries, e.keys);
+    }
+
+private:
+    // Whether queries are taken one by one: where the strips of a sample meet so many keys more than their queries picked.
+    bool alone(const tiling& t) const {
+        constexpr index few = 64, samples = 32;
+        if (gathered != gather::where_faster) return gathered == gather::always;
+        if (t.by_shape || picks->queries < few) return picks->queries == 1;
+        const index strips = (picks->queries + t.strip - 1) / t.strip, all = picks->batch * picks->heads * strips;
+        index picked = 0, met = 0;
+        for (index n = 0; n < samples; ++n) {
+            const index s = n * all / samples, first = s % strips * t.strip;
+            const int count = static_cast<int>(std::min<index>(t.strip, picks->queries - first));
+            const auto row = [&](int i) { return picks->row(s / strips / picks->heads, s / strips % picks->heads, first + i); };
+            for (int i = 0; i < count; ++i) picked += static_cast<index>(row(i).size());
+            cursor visit(count, picks->length, row);
+            index keys[64];
+            for (int k = visit(keys, 64); k > 0; k = visit(keys, 64)) met += k * t.strip;
+        }
+        return met > picked * t.lone;
     }
 };
 

@@ -65,6 +65,10 @@ struct strided_rows {
     HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
         step_rows(v.data + v.offset(batch, head, first, index{0}), v.stride(2), count, out);
     }
+    HEED_NOINLINE void listed(index batch, index head, index first, const index* numbers, index count, const T** out) const {
+        const T* row = v.data + v.offset(batch, head, first, index{0});
+        for (index i = 0; i < count; ++i) out[i] = row + numbers[i] * v.stride(2);
+    }
 };
 
 // The rows of a source with one batch entry, whichever is asked for.
