@@ -8,12 +8,14 @@
 #pragma once
 
 #include <heed/engine/plan.hpp>
+#include <heed/engine/routed_rows.hpp>
 #include <heed/engine/strip.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/matrix_tiles.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -35,7 +37,7 @@ public:
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
         for_sequences([&](index, const sequence& s) {
-            strips += (s.queries + lanes - 1) / lanes;
+            strips += (rows_of(s) + lanes - 1) / lanes;
             most_keys_ = std::max(most_keys_, s.keys);
         });
         all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
@@ -58,7 +60,7 @@ public:
             tasks_ += w.units() * w.parts;
             units_ += w.units();
             if (w.parts > 1) kept_bytes_ += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
-            few_ = few_ && w.blocks <= 1 && strip_type::is_few(p_, s.queries * w.together);
+            few_ = few_ && w.blocks <= 1 && (w.shared || strip_type::is_few(p_, w.rows));
         });
         few_ = few_ && units_ > 0;
         // Below that, K and V of a head stay in the second cache by themselves.
@@ -119,12 +121,22 @@ public:
         // Where later queries see more keys, the long pieces go first.
         executor.bulk(tasks_, [&](index task, index worker) { work(tasks_ - 1 - task, worker); });
         if (most_parts_ > 1) executor.bulk(units_, [&](index unit, index worker) { join(unit, worker); });
+        if constexpr (Problem::routed)
+            executor.bulk(p_.sequences.count(p_.whole) * p_.whole.heads, [&](index task, index) { clear_others(task); });
     }
 
 private:
+    // Whether few queries of heads that a map puts together are taken together.
+    bool shares([[maybe_unused]] index queries) const {
+        if constexpr (Problem::mapped && !arranged::ordered && !squares && row_shape<P>::possible)
+            return strip_type::is_few(p_, queries) && p_.bundles() < p_.whole.heads;
+        return false;
+    }
     // What there is to do for one sequence: units are its blocks times heads, or times groups of heads that are taken together.
     struct share {
-        index number, together, blocks, heads, strips;  // heads: key heads where they are taken together; strips: of a block
+        index number, together, blocks, heads, strips;  // heads: key heads where they are taken together, bundles; strips: of a block
+        index rows, lanes;                              // of a unit at most, and of a strip
+        bool shared;                                    // a unit is a bundle of a map
         index parts, part_keys;
         std::size_t strip_bytes;  // of the result of a strip, kept where there are several parts
         index first_task, first_unit;
@@ -152,18 +164,52 @@ private:
         if constexpr (arranged::ordered)
             return *order_;
         else
-            return row_order{s.queries * w.together, static_cast<int>(w.strips * lanes)};
+            return row_order{w.rows, static_cast<int>(w.strips * w.lanes)};
+    }
+    // Rows of a sequence that `together` heads compute, at most.
+    index rows_of(const sequence& s, index together = 1) const {
+        if constexpr (Problem::routed)
+            return routed_rows(p_).most(s, together);
+        else
+            return s.queries * together;
+    }
+    int list_block(const share& w, const sequence& s, index head, index block, index* queries) const {
+        if (w.shared) return bundle_rows(p_).list(s, head, block * w.strips * w.lanes, w.strips * w.lanes, queries);
+        if constexpr (!Problem::routed)
+            return order_of(w, s).block(block, queries);
+        else if constexpr (arranged::ordered)
+            return routed_rows(p_).keep(s, head, queries, order_->block(block, queries));
+        else
+            return routed_rows(p_).list(s, head, w.together, block * w.strips * lanes, w.strips * lanes, queries);
+    }
+    // Rows that no block holds are rows that see no key.
+    void clear_others(index task) const {
+        const index head = task % p_.whole.heads;
+        const sequence s = p_.sequences.at(task / p_.whole.heads, p_.whole);
+        routed_rows(p_).each_other(s, head, [&](index row) {
+            auto* out = &p_.out(s.batch, head, s.query_begin + row, 0);
+            std::fill(out, out + p_.width(), typename Problem::out_type{});
+            if (p_.lse.data != nullptr) p_.lse(s.batch, head, s.query_begin + row) = -std::numeric_limits<T>::infinity();
+        });
     }
     // What is known of it without the others, but for their number where queries are many.
     share cut(index number, const sequence& s) const {
-        share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 1, 0, 0, 0, 0, nullptr};
+        share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 0, lanes, false, 1, 0, 0, 0, 0, nullptr};
         const bool few = s.queries < few_queries && !arranged::ordered;
-        if (few && p_.group() > 1) {
-            w.together = p_.group();
-            w.heads = p_.whole.key_heads;
+        w.shared = few && shares(s.queries);
+        if (w.shared) {
+            w.heads = p_.bundles();
+            w.rows = bundle_rows(p_).most(s);
+            w.lanes = strip_type::few_type::most_shared;
+        } else {
+            if (few && !Problem::mapped && p_.group() > 1) {
+                w.together = p_.group();
+                w.heads = p_.whole.key_heads;
+            }
+            w.rows = rows_of(s, w.together);
         }
         if (!arranged::ordered && (few || p_.alone)) {
-            const index strips = (s.queries * w.together + lanes - 1) / lanes;
+            const index strips = (w.rows + w.lanes - 1) / w.lanes;
             w.strips = std::clamp<index>(few ? strips : strips * w.heads / enough_units, 1, most_strips);
         }
         w.blocks = order_of(w, s).blocks();
@@ -177,15 +223,17 @@ private:
         w.part_keys = part_tiles * tile_keys;
         w.parts = (key_tiles + part_tiles - 1) / part_tiles;
         arena result;
-        strip_type::take_result(result, p_, w.blocks * w.strips > 1, s.queries * w.together);
+        strip_type::take_result(result, p_, w.shared || w.blocks * w.strips > 1, w.rows);
         w.strip_bytes = result.used();
         return w;
     }
 
     // A block of one head, or of some together, and its strips in memory.
     struct place {
-        index number, block, head, together, part, count;  // count: strips
-        index begin, end;                                  // keys
+        index number, block, head, together, part, count;  // head: of a bundle its number; count: strips
+        index lanes;
+        bool shared;
+        index begin, end;  // keys
         int queries;
         sequence rows;
         extents shape;
@@ -195,13 +243,24 @@ private:
         return *(std::upper_bound(list_, list_ + n, task, [](index t, const share& w) { return t < w.first_task; }) - 1);
     }
     place place_of(const share& w, index unit, index part, index* queries) const {
-        place at{w.number, unit % w.blocks, unit / w.blocks * w.together, w.together, part, 0, 0, 0, 0, p_.sequences.at(w.number, p_.whole),
+        place at{w.number,
+                 unit % w.blocks,
+                 unit / w.blocks * w.together,
+                 w.together,
+                 part,
+                 0,
+                 w.lanes,
+                 w.shared,
+                 0,
+                 0,
+                 0,
+                 p_.sequences.at(w.number, p_.whole),
                  p_.whole};
         at.shape.batch = p_.sequences.count(p_.whole);
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
-        at.queries = order_of(w, at.rows).block(at.block, queries);
-        at.count = (at.queries + lanes - 1) / lanes;
+        at.queries = list_block(w, at.rows, at.head, at.block, queries);
+        at.count = (at.queries + at.lanes - 1) / at.lanes;
         at.begin = part * w.part_keys;
         at.end = w.parts > 1 ? std::min(at.rows.keys, at.begin + w.part_keys) : at.rows.keys;
         return at;
@@ -216,7 +275,7 @@ private:
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
         return strip_type::take_tile(a, p_);
     }
-    bool is_few(const place& at) const { return at.count == 1 && strip_type::is_few(p_, at.queries); }
+    bool is_few(const place& at) const { return at.shared || (at.count == 1 && strip_type::is_few(p_, at.queries)); }
     // Strips of a worker; with several parts of the keys their results are kept.
     void open(strip_array& strips, const share& w, const place& at, index unit, index worker, const tile_memory<Problem>& tile) const {
         for (int i = 0; i < at.count; ++i) {
@@ -224,18 +283,20 @@ private:
             arena kept(w.kept + w.strip_bytes * static_cast<std::size_t>((unit * w.parts + at.part) * w.strips + i));
             strips[i].make([&] {
                 const auto memory = strip_type::take_strip(own, p_);
-                return strip_type(p_, memory, strip_type::take_result(w.parts > 1 ? kept : own, p_, w.blocks * w.strips > 1, at.queries),
+                return strip_type(p_, memory,
+                                  strip_type::take_result(w.parts > 1 ? kept : own, p_, w.shared || w.blocks * w.strips > 1, at.queries),
                                   tile);
             });
-            strips[i]->place(at.head, at.rows.queries, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes),
-                             at.rows.query_begin, at.shape.offset(), is_few(at));
+            strips[i]->place(at.shared ? 0 : at.head, at.rows.queries, tile.queries + i * at.lanes,
+                             static_cast<int>(std::min<index>(at.lanes, at.queries - i * at.lanes)), at.rows.query_begin, at.shape.offset(),
+                             is_few(at), at.shared);
         }
     }
     auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {
-        if (at.together > 1) {
-            queries[0] = at.shape.offset();
-            return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.rows.queries), at.begin, at.end, at.together);
-        }
+        if constexpr (!arranged::ordered)
+            if (at.together > 1 || at.shared)
+                return run_cursor(mask, at.number, at.shared ? 0 : at.head, at.shared ? p_.whole.heads : at.together, at.shape.offset(),
+                                  at.shape.keys, at.begin, at.end);
         for (int i = 0; i < at.queries; ++i) queries[i] += at.shape.offset();
         return arranged::visit(mask, at.number, at.head, queries, at.queries, at.begin, at.end);
     }
@@ -251,7 +312,6 @@ private:
         const auto mask = ask::bind(p_.mask, at.shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, at.shape)...}; }, p_.mods);
         const auto weight = ask::bind(p_.weight, at.shape);
-        const index key_head = at.head / p_.group();
         index key_steps = 0, value_steps = 0;
         for (index i = 0; i < at.count; ++i) {
             key_steps += strips[i]->key_steps();
@@ -262,7 +322,7 @@ private:
         int next = visit(tile.next_keys, most);
         // The first rows come while the queries are transposed.
         row_prefetch first_keys, first_values;
-        if (prefetches_ && *tile.awaited != task) ahead(at, key_head, next, 1, 1, tile, first_keys, first_values);
+        if (prefetches_ && !at.shared && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
         first_keys.step();
         first_values.step();
         for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
@@ -270,12 +330,15 @@ private:
         for (bool known = false; next > 0;) {
             const int count = next;
             std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
-            fetch(at, key_head, count, tile, known);
+            if (!at.shared) fetch(at, count, tile, known);
             next = visit(tile.next_keys, most);
             row_prefetch next_keys, next_values;
+            *tile.next_count = prefetches_ ? next : 0;
             known = prefetches_ && next > 0;
-            if (known)
-                ahead(at, key_head, next, key_steps, value_steps, tile, next_keys, next_values);
+            if (at.shared)
+                known = false;
+            else if (known)
+                ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
             else if (prefetches_ && task > 0)
                 ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
             for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
@@ -302,10 +365,10 @@ private:
     }
 
     // Rows of the next tile, to be prefetched.
-    void ahead(const place& at, index key_head, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile,
-               row_prefetch& keys, row_prefetch& values) const {
-        lying_rows_of(p_.k, at, key_head, tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
-        lying_rows_of(p_.v, at, key_head, tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
+    void ahead(const place& at, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile, row_prefetch& keys,
+               row_prefetch& values) const {
+        lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
+        lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         keys = {tile.next_key_rows, count, p_.depth(), key_steps, at.queries == 1};
         values = {tile.next_value_rows, count, p_.width(), value_steps, at.queries == 1};
     }
@@ -315,7 +378,7 @@ private:
                        const tile_memory<Problem>& tile, row_prefetch& keys, row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
-        if (at.queries == 0) return;
+        if (at.queries == 0 || at.shared) return;
         for (int i = 0; i < at.queries; ++i) {
             const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
             const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
@@ -326,17 +389,17 @@ private:
         // The mask at hand is that of sequences of one shape.
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
             count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
-        ahead(at, at.head / p_.group(), count, key_steps, value_steps, tile, keys, values);
+        ahead(at, count, key_steps, value_steps, tile, keys, values);
         keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 
     // Row pointers of a tile of keys, if they are `known` those that were prefetched; those up to the next full register tile repeat the
     // last one.
-    void fetch(const place& at, index key_head, int count, const tile_memory<Problem>& tile, bool known) const {
+    void fetch(const place& at, int count, const tile_memory<Problem>& tile, bool known) const {
         *tile.values_finite = finiteness::unknown;
-        const auto take = [&](const auto& source, auto** next, const T* next_factor, auto** stored, T* factor, const T** wide, T* scratch,
-                              bool& as_stored) {
+        const auto take = [&](const auto& source, index head, auto** next, const T* next_factor, auto** stored, T* factor, const T** wide,
+                              T* scratch, bool& as_stored) {
             using Source = std::remove_cvref_t<decltype(source)>;
             constexpr bool widens = stored_rows_of<Source>::widens;
             as_stored = false;
@@ -345,9 +408,9 @@ private:
                 std::copy(next, next + count, stored);
                 if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
             } else if (as_stored)
-                lying_rows_of(source, at, key_head, tile.keys, count, stored, factor);
+                lying_rows_of(source, at, head, tile.keys, count, stored, factor);
             else
-                rows_of(source, at, key_head, tile.keys, count, scratch, wide);
+                wide_rows_of(source, at, head, tile.keys, count, scratch, wide);
             const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {
@@ -358,10 +421,10 @@ private:
                 }
             }
         };
-        take(p_.k, tile.next_key_rows, tile.next_key_factor, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch,
-             *tile.keys_stored);
-        take(p_.v, tile.next_value_rows, tile.next_value_factor, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch,
-             *tile.values_stored);
+        take(p_.k, p_.key_head(at.head), tile.next_key_rows, tile.next_key_factor, tile.stored_keys, tile.key_factor, tile.key_rows,
+             tile.key_scratch, *tile.keys_stored);
+        take(p_.v, p_.value_head(at.head), tile.next_value_rows, tile.next_value_factor, tile.stored_values, tile.value_factor,
+             tile.value_rows, tile.value_scratch, *tile.values_stored);
         if constexpr (tile_memory<Problem>::has_pairs) *tile.paired = {};
         if constexpr (squares) {
             constexpr int most = tile_shape<P>::most_rows;
@@ -374,7 +437,7 @@ private:
     }
 
     template <class Source>
-    static void rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
+    static void wide_rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
         arranged::runs(keys, count, [&](int i, int n) {
             source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
         });
