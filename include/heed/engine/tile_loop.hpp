@@ -160,7 +160,7 @@ private:
         for (index s = 0; s < n; ++s) f(s, p_.sequences.at(s, p_.whole));
     }
     tiling tiles() const { return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes)}; }
-    auto order_of(const share& w, const sequence& s) const {
+    auto order_of(const share& w, [[maybe_unused]] const sequence& s) const {
         if constexpr (arranged::ordered)
             return *order_;
         else
