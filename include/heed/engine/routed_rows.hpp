@@ -29,6 +29,15 @@ public:
         }
         return most;
     }
+    // Of the list of `together` heads block i, where a block has at most `size` rows, and all have about as many whole strips of `lanes`.
+    int block(const sequence& s, index head, index together, index i, index size, index lanes, index* rows) const {
+        index all = 0;
+        for (index h = 0; h < together; ++h) all += count(s, head + h);
+        const index blocks = (all + size - 1) / size, strips = (all + lanes - 1) / lanes;
+        if (i >= blocks) return 0;
+        const index each = strips / blocks, more = strips % blocks;
+        return list(s, head, together, (i * each + std::min(i, more)) * lanes, (each + (i < more ? 1 : 0)) * lanes, rows);
+    }
     // Rows [skip, skip + most) of the list of `together` heads: number of the head times the sequence's rows, plus the row.
     int list(const sequence& s, index head, index together, index skip, index most, index* rows) const {
         int n = 0;

@@ -37,7 +37,7 @@ public:
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
         for_sequences([&](index, const sequence& s) {
-            strips += (rows_of(s) + lanes - 1) / lanes;
+            strips += (s.queries + lanes - 1) / lanes;
             most_keys_ = std::max(most_keys_, s.keys);
         });
         all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
@@ -180,7 +180,7 @@ private:
         else if constexpr (arranged::ordered)
             return routed_rows(p_).keep(s, head, queries, order_->block(block, queries));
         else
-            return routed_rows(p_).list(s, head, w.together, block * w.strips * lanes, w.strips * lanes, queries);
+            return routed_rows(p_).block(s, head, w.together, block, w.strips * lanes, lanes, queries);
     }
     // Rows that no block holds are rows that see no key.
     void clear_others(index task) const {

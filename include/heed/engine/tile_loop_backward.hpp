@@ -124,7 +124,7 @@ private:
         else if constexpr (arranged::ordered)
             return routed_rows(p_).keep(s, head, queries, order_->block(block, queries));
         else
-            return routed_rows(p_).list(s, head, 1, block * bands_ * width, bands_ * width, queries);
+            return routed_rows(p_).block(s, head, 1, block, bands_ * width, width, queries);
     }
     index blocks_of(const sequence& s) const {
         if constexpr (Problem::routed && !arranged::ordered)

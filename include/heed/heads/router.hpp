@@ -10,10 +10,12 @@
 
 #include <heed/concepts.hpp>
 #include <heed/kernel/row_products.hpp>
+#include <heed/kernel/vexp.hpp>
 #include <heed/select/candidate.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <array>
@@ -66,14 +68,64 @@ private:
 
 namespace head_routes {
 
+// Work on the scores of one token, heads in lanes.
 template <class T>
-void softmax(T* x, index n) {
-    if (n == 0) return;
-    const T most = *std::max_element(x, x + n);
-    T sum = 0;
-    for (index i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - most);
-    for (index i = 0; i < n; ++i) x[i] /= sum;
-}
+class token_scores {
+public:
+    using P = pack<T>;
+    void softmax(T* x, index n) {
+        if (n == 0) return;
+        pad(x, n);
+        P most = P::load(padded_.data());
+        for (index i = P::lanes; i < size(); i += P::lanes) most = max(most, P::load(padded_.data() + i));
+        most.store(ranks_.data());
+        const P top(*std::max_element(ranks_.data(), ranks_.data() + P::lanes));
+        P all(0);
+        for (index i = 0; i < size(); i += P::lanes) {
+            const P e = exp(P::load(padded_.data() + i) - top);
+            e.store(padded_.data() + i);
+            all += i + P::lanes <= n ? e : load_first<P>(padded_.data() + i, n - i);
+        }
+        const P by(T{1} / sum(all));
+        for (index i = 0; i < size(); i += P::lanes) (P::load(padded_.data() + i) * by).store(padded_.data() + i);
+        std::copy_n(padded_.data(), n, x);
+    }
+    // The best `count` of n, ascending.
+    void choose(const T* x, index n, index count, std::int32_t* to) {
+        if (std::any_of(x, x + n, [](T a) { return a != a; })) return choose_one_by_one(x, n, count, to);
+        pad(x, n);
+        for (index i = 0; i < size(); i += P::lanes) {
+            const P mine = P::load(padded_.data() + i), place = P(static_cast<T>(i)) + P::load(iota_.data());
+            P before(0);
+            for (index j = 0; j < n; ++j) {
+                const P other(x[j]);
+                const auto better = (other > mine) | ((other == mine) & (P(static_cast<T>(j)) < place));
+                before = select(better, before + P(1), before);
+            }
+            before.store(ranks_.data() + i);
+        }
+        for (index i = 0; i < n; ++i)
+            if (ranks_[static_cast<std::size_t>(i)] < static_cast<T>(count)) *to++ = static_cast<std::int32_t>(i);
+    }
+
+private:
+    void pad(const T* x, index n) {
+        padded_.assign(static_cast<std::size_t>((n + P::lanes - 1) / P::lanes * P::lanes), -std::numeric_limits<T>::infinity());
+        ranks_.resize(padded_.size());
+        std::copy_n(x, n, padded_.begin());
+        while (static_cast<int>(iota_.size()) < P::lanes) iota_.push_back(static_cast<T>(iota_.size()));
+    }
+    index size() const { return static_cast<index>(padded_.size()); }
+    void choose_one_by_one(const T* x, index n, index count, std::int32_t* to) const {
+        std::vector<candidate<T>> all;
+        for (index i = 0; i < n; ++i) all.push_back({x[i], static_cast<std::int32_t>(i)});
+        std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return better(a, b); });
+        for (index i = 0; i < count; ++i) to[i] = all[static_cast<std::size_t>(i)].key;
+        std::sort(to, to + count);
+    }
+
+    std::vector<T> padded_, ranks_, iota_;
+};
 // d becomes the gradient of what went into the softmax.
 template <class T>
 void softmax_back(const T* probability, T* d, index n) {
@@ -167,16 +219,6 @@ private:
     index features_;
 };
 
-// The best `count` of n, ascending.
-template <class T>
-void choose(const T* scores, index n, index count, std::vector<candidate<T>>& room, std::int32_t* to) {
-    room.clear();
-    for (index i = 0; i < n; ++i) room.push_back({scores[i], static_cast<std::int32_t>(i)});
-    std::nth_element(room.begin(), room.begin() + count, room.end(), [](const auto& a, const auto& b) { return better(a, b); });
-    for (index i = 0; i < count; ++i) to[i] = room[static_cast<std::size_t>(i)].key;
-    std::sort(to, to + count);
-}
-
 // Gates of one token from its softmaxes.
 template <class T>
 void set_gates(const head_routing& how, const T* r, index routed, const T* s, const T* a, const std::int32_t* chosen, T* gate) {
@@ -266,7 +308,7 @@ head_choice<T> route_heads(const head_router<W>& net, const view<const std::type
     const head_routes::products<T> multiply(rows, x.extent(2));
     constexpr int block = 32;
     std::vector<T> logits(static_cast<std::size_t>(block * multiply.stride()));
-    std::vector<candidate<T>> room;
+    head_routes::token_scores<T> scores;
     const T* at[block];
     for (index first = 0, all = c.batch * tokens; first < all; first += block) {
         const int count = static_cast<int>(std::min<index>(block, all - first));
@@ -283,12 +325,12 @@ head_choice<T> route_heads(const head_router<W>& net, const view<const std::type
             const auto take = [&](T* to, index n) {
                 std::copy(from, from + n, to);
                 from += n;
-                head_routes::softmax(to, n);
+                scores.softmax(to, n);
             };
             take(r, routed);
             if (shares) take(s, how.shared);
             if (mixes) take(a, 2);
-            if (how.active > 0) head_routes::choose(r, routed, how.active, room, chosen);
+            if (how.active > 0) scores.choose(r, routed, how.active, chosen);
             head_routes::set_gates(how, r, routed, s, a, chosen, c.gate.data() + t * c.heads);
         }
     }
@@ -373,7 +415,7 @@ head_choice<T> route_heads_by_norm(const view<X, 4>& q, head_routing how) {
     const index routed = q.extent(1) - how.shared;
     require(routed != 1, door, "routed heads", routed, "must not be", 1);
     auto c = head_routes::empty_choice<T>(how, q.extent(0), q.extent(2), q.extent(1));
-    std::vector<candidate<T>> room;
+    head_routes::token_scores<T> scores;
     for (index b = 0; b < c.batch; ++b)
         for (index t = 0; t < c.tokens; ++t) {
             const index at = b * c.tokens + t;
@@ -389,9 +431,9 @@ head_choice<T> route_heads_by_norm(const view<X, 4>& q, head_routing how) {
             for (index i = 0; i < routed; ++i) square += (r[i] - mean) * (r[i] - mean);
             const T deviation = std::sqrt(square / static_cast<T>(routed - 1));
             for (index i = 0; i < routed; ++i) r[i] = deviation > 0 ? r[i] / deviation : std::numeric_limits<T>::quiet_NaN();
-            head_routes::softmax(r, routed);
+            scores.softmax(r, routed);
             std::int32_t* chosen = c.chosen.data() + at * how.active;
-            if (how.active > 0) head_routes::choose(r, routed, how.active, room, chosen);
+            if (how.active > 0) scores.choose(r, routed, how.active, chosen);
             head_routes::set_gates<T>(how, r, routed, nullptr, nullptr, chosen, c.gate.data() + at * c.heads);
         }
     return c;
