@@ -24,9 +24,9 @@ public:
     using rows_type = few_rows<P>;
     static constexpr int lanes = tile_shape<P>::lanes;
     // Lanes that read several heads, at most.
-    static constexpr int most_shared = P::lanes;
+    static constexpr int most_shared = lanes;
     // Rows of queries or outputs, at most, with those that groups reach over their ends.
-    static constexpr index most_rows = Problem::mapped ? P::lanes + P::lanes / 3 + 1 : P::lanes;
+    static constexpr index most_rows = Problem::mapped ? lanes + lanes / 3 + 1 : P::lanes;
 
     few_products(const Problem& p, T* query, T* out, const tile_type& t)
         : p_(p), t_(t), query_(query), out_(out), rows_(query, out, p.depth(), p.width()) {}
@@ -44,6 +44,12 @@ public:
                     ++keys_[key_groups_ - 1].count;
                 else
                     keys_[key_groups_++] = {head, i, 1, 0};
+            }
+            // A group of 3 is multiplied as one of 4, which at the end would reach into the next row.
+            if (count == lanes && keys_[key_groups_ - 1].count % 4 == 3) {
+                --keys_[key_groups_ - 1].count;
+                keys_[key_groups_] = {keys_[key_groups_ - 1].head, count - 1, 1, 0};
+                ++key_groups_;
             }
             bool taken[most_shared] = {};
             for (int i = 0, n = 0; i < count; ++i) {
@@ -159,53 +165,64 @@ private:
         return r;
     }
 
-    // f(rows as they lie or widened, their factors or null) for `count` keys of one head, with rows of the next tile to be prefetched.
+    // f(rows as they lie or widened, their factors or null) for `count` keys of one head.
     template <class Source, class S, class F>
-    void with_rows(const Source& source, index head, int count, index features, index steps, const S** stored, T* factor, const T** wide,
-                   T* scratch, const S** next, [[maybe_unused]] T* next_factor, F&& f) {
-        constexpr bool widens = stored_rows_of<Source>::widens;
+    void with_rows(const Source& source, index head, int count, const S** stored, T* factor, const T** wide, T* scratch, F&& f) {
         const index first = key_begin_ + t_.keys[0];
-        row_prefetch ahead;
-        if (*t_.next_count > 0) {
-            const index then = key_begin_ + t_.next_keys[0];
-            if constexpr (widens)
-                source.stored_rows(batch_, head, then, *t_.next_count, next, next_factor);
-            else
-                source.rows(batch_, head, then, *t_.next_count, nullptr, next);
-            ahead = {next, *t_.next_count, features, steps};
-        }
         const auto repeat_last = [&](auto** rows) { std::fill(rows + count, rows + (count + 15) / 16 * 16, rows[count - 1]); };
-        if constexpr (widens)
+        if constexpr (stored_rows_of<Source>::widens)
             if (source.gives_stored()) {
                 source.stored_rows(batch_, head, first, count, stored, factor);
                 repeat_last(stored);
-                return f(stored, stored_rows_of<Source>::scaled ? factor : nullptr, ahead);
+                return f(stored, stored_rows_of<Source>::scaled ? factor : nullptr);
             }
         source.rows(batch_, head, first, count, scratch, wide);
         repeat_last(wide);
-        f(wide, static_cast<T*>(nullptr), ahead);
+        f(wide, static_cast<T*>(nullptr));
+    }
+    // The rows that are read next, to be prefetched: those of the next head, at last those of the next tile. Close behind their prefetch,
+    // as the rows of all heads may be more than the second cache holds.
+    template <class Source, class S>
+    row_prefetch ahead(const Source& source, index head, const index* keys, int count, index features, index steps, const S** rows,
+                       [[maybe_unused]] T* factor) const {
+        if (*t_.next_count < 0 || count == 0) return {};
+        if constexpr (stored_rows_of<Source>::widens)
+            source.stored_rows(batch_, head, key_begin_ + keys[0], count, rows, factor);
+        else
+            source.rows(batch_, head, key_begin_ + keys[0], count, nullptr, rows);
+        return {rows, count, features, steps};
+    }
+    row_prefetch keys_ahead(int group, const index* keys, int count, index steps) const {
+        return ahead(p_.k, keys_[group].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
+    }
+    row_prefetch values_ahead(int group, int count, index steps) const {
+        return ahead(p_.v, values_[group].head, t_.keys, count, p_.width(), steps, t_.next_value_rows, t_.next_value_factor);
     }
     void shared_scores(int end, int count) {
         for (int i = 0; i < key_groups_; ++i) {
             const group& g = keys_[i];
-            with_rows(p_.k, g.head, count, p_.depth(), rows_type::key_steps(g.count, tile_keys, p_.depth()), t_.stored_keys, t_.key_factor,
-                      t_.key_rows, t_.key_scratch, t_.next_key_rows, t_.next_key_factor,
-                      [&](const auto* rows, const T* factor, row_prefetch& ahead) {
-                          T* scores = t_.weights + g.first;
-                          of_keys(g).multiply_keys(rows, end, t_.few_scratch, scores, lanes, ahead);
+            const index steps = rows_type::key_steps(g.count, tile_keys, p_.depth());
+            row_prefetch next = i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, count, steps);
+            with_rows(p_.k, g.head, count, t_.stored_keys, t_.key_factor, t_.key_rows, t_.key_scratch,
+                      [&](const auto* rows, const T* factor) {
+                          of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
                           for (int k = 0; factor != nullptr && k < end; ++k)
-                              for (int j = 0; j < g.count; ++j) scores[k * lanes + j] *= factor[k];
+                              for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
                       });
         }
+        const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes;
+        for (int k = 0; count_ < used && k < end; ++k) std::fill(t_.weights + k * lanes + count_, t_.weights + k * lanes + used, T{0});
     }
     void shared_values(const tile_segment* segments, int n, int count) {
         constexpr int stride = most_shared;
         for (int i = 0; i < value_groups_; ++i) {
             const group& g = values_[i];
             const int* lane = lane_of_ + g.first;
-            with_rows(p_.v, g.head, count, p_.width(), rows_type::value_steps(g.count, tile_keys, p_.width()), t_.stored_values,
-                      t_.value_factor, t_.value_rows, t_.value_scratch, t_.next_value_rows, t_.next_value_factor,
-                      [&](const auto* rows, const T* factor, row_prefetch& ahead) {
+            const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
+            row_prefetch next =
+                i + 1 < value_groups_ ? values_ahead(i + 1, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
+            with_rows(p_.v, g.head, count, t_.stored_values, t_.value_factor, t_.value_rows, t_.value_scratch,
+                      [&](const auto* rows, const T* factor) {
                           rows_type into = of_values(g);
                           finiteness finite = finiteness::unknown;
                           for (int s = 0; s < n; ++s) {
@@ -229,7 +246,7 @@ private:
                               if (part.masked && !tile_finite<P>(finite, rows, count, p_.width()))
                                   into.add_visible_values(rows + part.begin, part.count, t_.gathered, stride, bits);
                               else
-                                  into.add_values(rows + part.begin, part.count, t_.gathered, stride, ahead);
+                                  into.add_values(rows + part.begin, part.count, t_.gathered, stride, next);
                           }
                       });
         }

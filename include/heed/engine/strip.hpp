@@ -332,8 +332,8 @@ private:
                 constexpr int N = decltype(v)::value;
                 const auto go = [&](auto masked) {
                     constexpr bool Masked = decltype(masked)::value;
-                    if constexpr (N == 1 && row_shape<P>::possible)
-                        if (few_) return weigh_rows<1, Masked, form::few, false>(s, batch, count, mods_of_sequence);
+                    if constexpr ((N == 1 || Problem::mapped) && row_shape<P>::possible)
+                        if (few_) return weigh_rows<N, Masked, form::few, false>(s, batch, count, mods_of_sequence);
                     const auto weigh = [&](auto heads) {
                         constexpr form Form = decltype(heads)::value;
                         if constexpr (has_pairs)
@@ -441,7 +441,8 @@ private:
             if constexpr (!plain)
                 for (int r = 0; r < rows; ++r) change<Form>(x[r], i + r, at, batch, count, mods_of_sequence);
             else if constexpr (Form == form::few)
-                for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] + P::load(state_.start());
+                for (int r = 0; r < rows; ++r)
+                    for (int j = 0; j < N; ++j) x[r][j] = x[r][j] + P::load(state_.start() + at + j * P::lanes);
             state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
             // A row of pairs overwrites what has been read.
             if constexpr (Paired && !weighted)

@@ -69,8 +69,8 @@ struct tile_memory {
     index *queries, *next_queries;  // rows of the block
     const query_type** next_query_rows;
     const T** next_out_rows;
-    T* gathered;  // weights of lanes that read one head of V
-    int* next_count;
+    T* gathered;      // weights of lanes that read one head of V
+    int* next_count;  // keys of the next tile; -1: nothing is prefetched
     finiteness* values_finite;
     index* awaited;                     // the task whose first rows have been prefetched
     bool *keys_stored, *values_stored;  // whether the tile is read as it is stored
@@ -104,7 +104,7 @@ struct tile_memory {
           next_queries(a.take<index>(block)),
           next_query_rows(a.take<const query_type*>(block)),
           next_out_rows(a.take<const T*>(block)),
-          gathered(a.take<T>(Problem::mapped ? tile_keys * P::lanes + 1 : 0)),
+          gathered(a.take<T>(Problem::mapped ? tile_keys * lanes + 1 : 0)),
           next_count(a.take<int>(1)),
           values_finite(a.take<finiteness>(1)),
           awaited(a.take<index>(1)),

@@ -333,7 +333,7 @@ private:
             if (!at.shared) fetch(at, count, tile, known);
             next = visit(tile.next_keys, most);
             row_prefetch next_keys, next_values;
-            *tile.next_count = prefetches_ ? next : 0;
+            *tile.next_count = prefetches_ ? next : -1;
             known = prefetches_ && next > 0;
             if (at.shared)
                 known = false;
