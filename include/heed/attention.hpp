@@ -1,13 +1,13 @@
 // attention(q, k, v, out, policies...): softmax(mods(scale q k^T), mask) v, fused and tiled (Dao et al. 2022, on a CPU).
 //
 // Shapes: q (B, H, Tq, D), k (B, Hk, Tk, D), v (B, Hk, Tk, Dv), out (B, H, Tq, Dv) or result{out, lse}, H a multiple of Hk; query head
-// h reads key head h / (H / Hk). Dv may differ from D, and v may share memory with k. With packed_queries q, out and lse have batch 1, k
-// and v one entry for each sequence. Views are borrowed for the call; their last stride is 1. Error against double, naive being a plain
-// loop in the same type, s the size of the scores and v that of the values: out 2 naive + 4 eps v s, lse 2 naive + 8 eps s + 16 eps
-// (exponentials may count from a power of two 2^40 away from the row's maximum); over many calls the rms error of either stays below 2
-// naive. Where q, k and v are all bfloat16 and the processor multiplies such (run_on<arch::avx512_bf16> or avx512_amx, the default there),
-// weights are rounded to it: out gains 2^-8 v. Throws std::invalid_argument, with nothing written, for shapes, strides, pointers or
-// parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
+// h reads key head h / (H / Hk), or what a head_map says. Dv may differ from D, and v may share memory with k. With packed_queries q, out
+// and lse have batch 1, k and v one entry for each sequence. Views are borrowed for the call; their last stride is 1. Error against double,
+// naive being a plain loop in the same type, s the size of the scores and v that of the values: out 2 naive + 4 eps v s, lse 2 naive + 8
+// eps s + 16 eps (exponentials may count from a power of two 2^40 away from the row's maximum); over many calls the rms error of either
+// stays below 2 naive. Where q, k and v are all bfloat16 and the processor multiplies such (run_on<arch::avx512_bf16> or avx512_amx, the
+// default there), weights are rounded to it: out gains 2^-8 v. Throws std::invalid_argument, with nothing written, for shapes, strides,
+// pointers or parameters that do not fit. Defaults: scale 1/sqrt(D), every key visible, softmax.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>
@@ -104,9 +104,17 @@ HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     } else {
         require(k[0] == q[0], door, "key batch", k[0], "must equal query batch", q[0]);
     }
-    same_extents(door, "value", v, "key", k, 3);
+    if constexpr (Problem::mapped) {
+        require(v[0] == k[0], door, "value batch", v[0], "must equal key batch", k[0]);
+        require(v[2] == k[2], door, "value length", v[2], "must equal key length", k[2]);
+    } else {
+        same_extents(door, "value", v, "key", k, 3);
+    }
     require(k[3] == q[3], door, "key features", k[3], "must equal query features", q[3]);
-    require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);
+    if constexpr (Problem::mapped)
+        p.map.check(door, p.whole, v[1]);
+    else
+        require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);
 }
 // Rows of every sequence, of sources that do not have all rows of their shape.
 template <class Problem>
@@ -129,6 +137,7 @@ HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
     ask::check(p.weight, door, p.whole);
+    ask::check(p.routes, door, p.whole);
     check_rows(door, p);
     extents e = p.whole;
     e.batch = p.sequences.count(p.whole);
@@ -207,13 +216,15 @@ auto state(const Q& rows, const K& k, const V& v, const view<Out, 4>& out, const
     auto mask = conjunction(all_on<axes::mask>(policies...));
     auto accumulator = one_on<axes::accumulator>(softmax{}, policies...);
     auto weight = one_on<axes::weight>(whole_weights{}, policies...);
+    auto map = one_on<axes::heads>(grouped_heads{}, policies...);
+    auto routes = one_on<axes::routing>(every_row{}, policies...);
     auto sequences = one_on<axes::sequences>(whole_batch{}, policies...);
     using sequences_type = decltype(sequences);
     const auto q = by_query<sequences_type>(rows);
     const auto given = one_on<axes::scale>(scale{similarity.default_scale(q.shape()[3])}, policies...);
     const auto shape = q.shape();
     return attention_problem<arch_type, std::remove_const_t<decltype(q)>, K, V, Out, decltype(similarity), decltype(mods), decltype(mask),
-                             decltype(accumulator), decltype(weight), sequences_type>{
+                             decltype(accumulator), decltype(weight), decltype(map), decltype(routes), sequences_type>{
         q,
         k,
         v,
@@ -226,6 +237,8 @@ auto state(const Q& rows, const K& k, const V& v, const view<Out, 4>& out, const
         mask,
         accumulator,
         weight,
+        map,
+        routes,
         sequences,
         one_on<axes::splitting>(split_keys{}, policies...).parts,
         count_on<axes::invariance, Policies...> == 1};

@@ -80,6 +80,7 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
     check_learned(door, "similarity", p.similarity, e);
     check_learned(door, "scale", p.scale_policy, e);
     check_learned(door, "accumulator", p.accumulator, e);
+    check_learned(door, "routed_heads", p.routes, p.whole);
     std::apply([&](const auto&... o) { (ask::check(o, door, e), ...); }, p.observers);
 }
 
@@ -115,6 +116,7 @@ void clear_destinations(const Problem& p) {
     clear_learned(p.similarity);
     clear_learned(p.scale_policy);
     clear_learned(p.accumulator);
+    clear_learned(p.routes);
     extents e = p.whole;
     e.batch = p.sequences.count(p.whole);
     std::apply([&](const auto&... o) { (o.clear(e), ...); }, p.observers);

@@ -180,6 +180,42 @@ struct whole_weights {
     static constexpr double factor(index, index, index, index) { return 1; }
 };
 
+// HeadMap: which heads of K and V serve a query head?
+//   index key_head(h), value_head(h)
+//   index bundles()                              parts of the query heads, of which no two share a head of K or of V
+//   std::span<const std::int32_t> bundle(i)      the query heads of a part; those of one key head are neighbours
+//   void check(const char* door, extents, index value_heads)      as for masks; covers all of the above
+// Law: results are those of K and V with their heads gathered, one for each query head. Without a map H / Hk neighbours share a head.
+template <class M>
+concept HeadMap = requires(const M& m, index i) {
+    { m.key_head(i) } -> std::convertible_to<index>;
+    { m.value_head(i) } -> std::convertible_to<index>;
+    { m.bundles() } -> std::convertible_to<index>;
+    { m.bundle(i) } -> std::convertible_to<std::span<const std::int32_t>>;
+};
+struct grouped_heads {};
+
+// HeadRows: which rows of a query head are computed? The others are rows that see no key. Rows are those of the tensor.
+//   index count(b, h, begin, end)                how many of rows [begin, end)
+//   int list(b, h, begin, end, skip, most, index* rows)     at most so many of them behind the first `skip`, ascending, counted from
+//                                                `begin`; returns their number
+//   bool computes(b, h, row)                     the same for one row
+//   double factor(b, h, row)                     what the outputs of a row are multiplied with
+//   static constexpr bool weighs                 whether there are factors at all
+//   void collect(b, h, row, double g, into)      for with_gradient: adds the gradient of a row's factor
+//   void check(const char* door, extents)        as for masks
+// Law: results are those of a mask that denies every key to the other rows, times the factors.
+template <class R>
+concept HeadRows = requires(const R& r, index i, index* rows) {
+    { r.count(i, i, i, i) } -> std::same_as<index>;
+    { r.list(i, i, i, i, i, 1, rows) } -> std::same_as<int>;
+    { r.computes(i, i, i) } -> std::same_as<bool>;
+    { r.factor(i, i, i) } -> std::convertible_to<double>;
+};
+struct every_row {
+    static constexpr bool weighs = false;
+};
+
 // Observer: sees weights and their gradients while a backward has them.
 //   void clear(extents)                            before anything is seen; pairs that no query sees are never shown
 //   void observe(b, h, tile, const T* weights, const T* d_weights, index stride)   rows[key * stride + query], 0 where masked;

@@ -8,6 +8,10 @@
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
 #include <heed/gradient.hpp>
+#include <heed/heads/fusion.hpp>
+#include <heed/heads/map.hpp>
+#include <heed/heads/route.hpp>
+#include <heed/heads/router.hpp>
 #include <heed/kernel/dual.hpp>
 #include <heed/linear_attention.hpp>
 #include <heed/linear_attention_backward.hpp>

@@ -20,6 +20,8 @@ struct mask {};          // which keys may a query see?
 struct forced {};        // which keys are selected whatever their score?
 struct accumulator {};   // how do scores become weights?
 struct weight {};        // with what factor does a weight reach the values?
+struct heads {};         // which heads of K and V serve a query head?
+struct routing {};       // which rows of a query head are computed, and with what factor do they reach the output?
 struct observer {};      // who sees the weights and their gradients?
 struct sequences {};     // which rows belong together?
 struct recurrence {};    // how is a state updated and read?
@@ -59,6 +61,8 @@ consteval void check_policies() {
     static_assert(count_on<axes::scale, Policies...> <= 1, "heed: at most one scale can be given");
     static_assert(count_on<axes::accumulator, Policies...> <= 1, "heed: at most one accumulator (such as softmax or sinks) can be given");
     static_assert(count_on<axes::weight, Policies...> <= 1, "heed: at most one weight factor (such as dropout) can be given");
+    static_assert(count_on<axes::heads, Policies...> <= 1, "heed: at most one head_map can be given");
+    static_assert(count_on<axes::routing, Policies...> <= 1, "heed: at most one routed_heads can be given");
     static_assert(count_on<axes::sequences, Policies...> <= 1, "heed: at most one of segments, seqlens_k and packed_queries can be given");
     static_assert(count_on<axes::executor, Policies...> <= 1, "heed: at most one executor can be given");
     static_assert(count_on<axes::memory, Policies...> <= 1, "heed: at most one workspace can be given");

@@ -36,8 +36,8 @@ public:
           mods_(std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, shape_)...}; }, p.mods)),
           factor_(ask::bind(p.weight, shape_)) {
         for (index j = 0; j < rows.keys; ++j) {
-            keys.push_back(read(p.k, head / p.group(), rows.key_begin + j, p.depth()));
-            values.push_back(read(p.v, head / p.group(), rows.key_begin + j, p.width()));
+            keys.push_back(read(p.k, p.key_head(head), rows.key_begin + j, p.depth()));
+            values.push_back(read(p.v, p.value_head(head), rows.key_begin + j, p.width()));
         }
     }
 
@@ -48,9 +48,22 @@ public:
         weights.assign(keys.size(), -std::numeric_limits<double>::infinity());
         for (std::size_t j = 0; j < keys.size(); ++j)
             if (allows(j)) weights[j] = score(j);
+        if (!computes()) {
+            weights.assign(keys.size(), 0.0);
+            return -std::numeric_limits<double>::infinity();
+        }
         return p_.accumulator.weigh(number_, head_, std::span(weights));
     }
-    bool allows(std::size_t j) const { return mask_.allows(number_, head_, at_query_, static_cast<index>(j)); }
+    // Whether the row is computed at all, and what its output is multiplied with.
+    bool computes() const {
+        if constexpr (Problem::routed) return p_.routes.computes(p_.query_batch(rows_), head_, tensor_row());
+        return true;
+    }
+    double output_factor() const {
+        if constexpr (Problem::routes_type::weighs) return p_.routes.factor(p_.query_batch(rows_), head_, tensor_row());
+        return 1;
+    }
+    bool allows(std::size_t j) const { return computes() && mask_.allows(number_, head_, at_query_, static_cast<index>(j)); }
     double factor(std::size_t j) const { return factor_.factor(number_, head_, at_query_, static_cast<index>(j)); }
 
     // The gradient of the score of key j, handed back to the products q.k, q.q and k.k, and to learned parameters on its way.
@@ -85,6 +98,7 @@ public:
     row query, weights;
 
 private:
+    index tensor_row() const { return at_query_ - shape_.offset() + rows_.query_begin; }
     template <class Source>
     row read(const Source& source, index head, index t, index features) {
         const T* at = nullptr;
@@ -151,6 +165,8 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
                 for (std::size_t j = 0; j < head.keys.size(); ++j)
                     for (std::size_t d = 0; head.allows(j) && d < sum.size(); ++d)
                         sum[d] += head.weights[j] * head.factor(j) * head.values[j][d];
+                for (std::size_t d = 0; head.computes() && lse != -std::numeric_limits<double>::infinity() && d < sum.size(); ++d)
+                    sum[d] *= head.output_factor();
                 for (index d = 0; d < p.width(); ++d)
                     p.out(rows.batch, h, rows.query_begin + i, d) =
                         static_cast<typename Problem::out_type>(static_cast<T>(sum[static_cast<std::size_t>(d)]));
@@ -176,46 +192,57 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<Out>& f
     };
     for (index s = 0; s < p.sequences.count(p.whole); ++s) {
         const sequence rows = p.sequences.at(s, p.whole);
-        for (index key_head = 0; key_head < p.whole.key_heads; ++key_head) {
-            std::vector<row> d_keys(static_cast<std::size_t>(rows.keys), row(depth)), d_values(d_keys.size(), row(width));
-            for (index h = key_head * p.group(); h < (key_head + 1) * p.group(); ++h) {
-                rows_of_head<Problem> head(p, s, rows, h);
-                for (index i = 0; i < rows.queries; ++i) {
-                    const double lse = head.visit(i);
-                    const index t = rows.query_begin + i;
-                    row d_row(width), d_query(depth), d_weights(head.keys.size());
-                    for (std::size_t d = 0; d < width; ++d) d_row[d] = p.d_out(rows.batch, h, t, static_cast<index>(d));
-                    double delta = p.d_lse.data == nullptr ? 0 : -static_cast<double>(p.d_lse(rows.batch, h, t));
-                    for (std::size_t j = 0; j < d_weights.size(); ++j) {
-                        if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity()) continue;
-                        d_weights[j] = head.factor(j) * head.inner(d_row, head.values[j]);
-                        delta += head.weights[j] * d_weights[j];
-                        for (std::size_t d = 0; d < width; ++d) d_values[j][d] += head.weights[j] * head.factor(j) * d_row[d];
-                    }
-                    std::apply([&](const auto&... o) { (head.show(o, d_weights), ...); }, p.observers);
-                    if constexpr (is_learned<typename Problem::accumulator_type>)
-                        destination::add(p.accumulator.into, h, p.accumulator.parameter_gradient(h, lse, delta));
-                    row d_scores = d_weights;
-                    p.accumulator.d_weigh(head.weights, d_scores, delta);
-                    double query_square = 0;
-                    for (std::size_t j = 0; j < d_scores.size(); ++j) {
-                        if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity() || head.weights[j] == 0) continue;
-                        const auto g = head.back(j, d_scores[j]);
-                        query_square += g.query_square;
-                        for (std::size_t d = 0; d < depth; ++d) {
-                            d_query[d] += g.dot * head.keys[j][d];
-                            d_keys[j][d] += g.dot * head.query[d] + 2 * g.key_square * head.keys[j][d];
-                        }
-                    }
-                    for (std::size_t d = 0; d < depth; ++d) d_query[d] += 2 * query_square * head.query[d];
-                    write(p.dq, rows.batch, h, t, d_query);
+        using matrix = std::vector<row>;
+        std::vector<matrix> all_d_keys(static_cast<std::size_t>(p.dk.extent(1)), matrix(static_cast<std::size_t>(rows.keys), row(depth))),
+            all_d_values(static_cast<std::size_t>(p.dv.extent(1)), matrix(static_cast<std::size_t>(rows.keys), row(width)));
+        for (index h = 0; h < p.whole.heads; ++h) {
+            matrix& d_keys = all_d_keys[static_cast<std::size_t>(p.key_head(h))];
+            matrix& d_values = all_d_values[static_cast<std::size_t>(p.value_head(h))];
+            rows_of_head<Problem> head(p, s, rows, h);
+            for (index i = 0; i < rows.queries; ++i) {
+                const double lse = head.visit(i);
+                const index t = rows.query_begin + i;
+                row d_row(width), d_query(depth), d_weights(head.keys.size());
+                const double by = head.computes() ? head.output_factor() : 0;
+                double d_factor = 0;
+                for (std::size_t d = 0; d < width; ++d) d_row[d] = p.d_out(rows.batch, h, t, static_cast<index>(d));
+                double delta = p.d_lse.data == nullptr ? 0 : -static_cast<double>(p.d_lse(rows.batch, h, t));
+                for (std::size_t j = 0; j < d_weights.size(); ++j) {
+                    if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity()) continue;
+                    d_weights[j] = head.factor(j) * head.inner(d_row, head.values[j]);
+                    d_factor += head.weights[j] * d_weights[j];
+                    d_weights[j] *= by;
+                    delta += head.weights[j] * d_weights[j];
+                    for (std::size_t d = 0; d < width; ++d) d_values[j][d] += head.weights[j] * head.factor(j) * by * d_row[d];
                 }
-            }
-            for (std::size_t j = 0; j < d_keys.size(); ++j) {
-                write(p.dk, rows.batch, key_head, rows.key_begin + static_cast<index>(j), d_keys[j]);
-                write(p.dv, rows.batch, key_head, rows.key_begin + static_cast<index>(j), d_values[j]);
+                if constexpr (is_learned<typename Problem::routes_type>)
+                    if (by != 0) p.routes.collect(p.query_batch(rows), h, t, d_factor, p.routes.into);
+                std::apply([&](const auto&... o) { (head.show(o, d_weights), ...); }, p.observers);
+                if constexpr (is_learned<typename Problem::accumulator_type>)
+                    destination::add(p.accumulator.into, h, p.accumulator.parameter_gradient(h, lse, delta));
+                row d_scores = d_weights;
+                p.accumulator.d_weigh(head.weights, d_scores, delta);
+                double query_square = 0;
+                for (std::size_t j = 0; j < d_scores.size(); ++j) {
+                    if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity() || head.weights[j] == 0) continue;
+                    const auto g = head.back(j, d_scores[j]);
+                    query_square += g.query_square;
+                    for (std::size_t d = 0; d < depth; ++d) {
+                        d_query[d] += g.dot * head.keys[j][d];
+                        d_keys[j][d] += g.dot * head.query[d] + 2 * g.key_square * head.keys[j][d];
+                    }
+                }
+                for (std::size_t d = 0; d < depth; ++d) d_query[d] += 2 * query_square * head.query[d];
+                write(p.dq, rows.batch, h, t, d_query);
             }
         }
+        const auto write_all = [&](const auto& to, const std::vector<matrix>& from) {
+            for (std::size_t h = 0; h < from.size(); ++h)
+                for (std::size_t j = 0; j < from[h].size(); ++j)
+                    write(to, rows.batch, static_cast<index>(h), rows.key_begin + static_cast<index>(j), from[h][j]);
+        };
+        write_all(p.dk, all_d_keys);
+        write_all(p.dv, all_d_values);
     }
 }
 

@@ -5,6 +5,7 @@
 // and dO are copied once into panels as wide as a register tile. P comes from lse; nothing of a row outlives its tile but dQ.
 #pragma once
 
+#include <heed/engine/band_memory.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/score_chain.hpp>
@@ -29,32 +30,6 @@
 
 namespace heed::inline HEED_ISA {
 
-// Arrays of one band, kept for all keys of a task.
-template <class T>
-struct band_memory {
-    T *query, *d_out, *d_query;                                                 // transposed, a strip after the other
-    T *query_panels, *d_out_panels;                                             // rows of `padded` features
-    T *start, *offset, *query_position, *query_square, *d_query_square, *sums;  // one a lane; sums: one row a learned parameter
-};
-// Arrays of one worker, kept for one tile.
-template <class T>
-struct backward_tile_memory {
-    T *weights, *d_scores;  // P^T and dS^T, a row a key
-    T *staged, *factors, *seen, *d_seen;
-    T *d_key_rows, *d_value_rows;  // padded rows, for gradients that cannot be added to in place
-    T *key_square, *d_key_square;
-    T *key_scratch, *value_scratch;
-    const T **key_rows, **value_rows, **rows, **next_rows;
-    T** written;
-    index *keys, *next_keys;        // positions
-    index *queries, *next_queries;  // rows of the block and of the next one
-    std::uint64_t* bits;
-    finiteness* keys_finite;
-    // Gradients of the tile's keys and values, in place or in the padded rows.
-    T *d_key = nullptr, *d_value = nullptr;
-    index d_key_stride = 0, d_value_stride = 0;
-};
-
 template <class Problem>
 class band {
 public:
@@ -66,7 +41,7 @@ public:
     using similarity_type = typename Problem::similarity_type;
     using accumulator_type = typename Problem::accumulator_type;
     using rule = typename accumulator_type::template gradient<P>;
-    using arranged = arrangement<typename Problem::mask_type>;
+    using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
     static constexpr int strips = (64 + lanes - 1) / lanes;
@@ -78,6 +53,8 @@ public:
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
     static constexpr bool observed = std::tuple_size_v<typename Problem::observers_type> > 0;
     static constexpr bool narrow_d_out = Narrow<typename Problem::d_out_type>;
+    static constexpr bool factored = Problem::routes_type::weighs;  // a row's output has a factor
+    static constexpr bool copies_d_out = narrow_d_out || factored;
     static constexpr bool learned_scale = is_learned<typename Problem::scale_type>;
     static constexpr bool learned_similarity = is_learned<similarity_type>;
     // P and dS are made in registers.
@@ -116,7 +93,7 @@ public:
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys * std::max(p.k.scratch_per_row(), p.q.scratch_per_row())),
-                a.take<T>(tile_keys * std::max(p.v.scratch_per_row(), narrow_d_out ? p.width() : 0)),
+                a.take<T>(tile_keys * std::max(p.v.scratch_per_row(), copies_d_out ? p.width() : 0)),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
@@ -160,6 +137,16 @@ public:
         return sum;
     }
 
+    // Of the outputs' factors: an output is a factor times what it would be without.
+    void give_factor_gradients() const {
+        for (int i = 0; i < count_; ++i) {
+            const T factor = factor_of(i);
+            const bool seen = p_.lse(seq_.batch, head_, row_of(i)) != none;
+            if (seen && factor != 0)
+                p_.routes.collect(p_.query_batch(seq_), head_, row_of(i), static_cast<double>(product(i) / factor), p_.routes.into);
+        }
+    }
+
     // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. The mask outlives the keys that follow.
     HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch) {
         const index depth = p_.depth(), values = p_.width();
@@ -195,9 +182,17 @@ public:
             });
             for (int i = 0; i < count; ++i) {
                 const auto* row = &p_.d_out(seq_.batch, head_, row_of(base + i), 0);
-                if constexpr (narrow_d_out) {
-                    t_.key_rows[i] = t_.value_scratch + i * values;
-                    widen_row(row, t_.value_scratch + i * values, values);
+                if constexpr (copies_d_out) {
+                    T* copy = t_.value_scratch + i * values;
+                    t_.key_rows[i] = copy;
+                    if constexpr (narrow_d_out)
+                        widen_row(row, copy, values);
+                    else
+                        std::copy(row, row + values, copy);
+                    if constexpr (factored) {
+                        const T factor = factor_of(base + i);
+                        for (index d = 0; d < values; ++d) copy[d] *= factor;
+                    }
                 } else {
                     t_.key_rows[i] = row;
                 }
@@ -307,8 +302,11 @@ public:
 private:
     static constexpr T none = -std::numeric_limits<T>::infinity();
     index row_of(int i) const { return positions_[i] + to_row_; }
+    T factor_of(int i) const { return static_cast<T>(p_.routes.factor(p_.query_batch(seq_), head_, row_of(i))); }
     // Sum of weight times its gradient over the row's keys, less the gradient of lse.
-    T delta(int i) const {
+    T delta(int i) const { return product(i) - d_lse(row_of(i)); }
+    // Of the row's output and its gradient.
+    T product(int i) const {
         const index row = row_of(i);
         const auto* o = &p_.out(seq_.batch, head_, row, 0);
         const auto* g = &p_.d_out(seq_.batch, head_, row, 0);
@@ -317,7 +315,7 @@ private:
         for (; d + P::lanes <= p_.width(); d += P::lanes) lanes_of_sum = fma(load_as<P>(o + d), load_as<P>(g + d), lanes_of_sum);
         T total = sum(lanes_of_sum);
         for (; d < p_.width(); ++d) total += T{o[d]} * T{g[d]};
-        return total - d_lse(row);
+        return total;
     }
     T d_lse(index row) const { return p_.d_lse.data == nullptr ? T{0} : p_.d_lse(seq_.batch, head_, row); }
 

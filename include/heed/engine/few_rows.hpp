@@ -54,11 +54,12 @@ public:
         });
         std::fill(out_, out_ + elements(width_, count), T{0});
     }
-    // scores[key * stride + query]; keys as dot_rows wants them.
+    // scores[key * stride + first + query]; keys as dot_rows wants them.
     template <class S>
-    void multiply_keys(const S* const* keys, int count, T* scratch, T* scores, index stride, row_prefetch& next) const {
+    void multiply_keys(const S* const* keys, int count, T* scratch, T* scores, index stride, row_prefetch& next, int first = 0) const {
         for_row_groups<P>(count_, [&](auto r, int at) {
-            dot_rows<decltype(r)::value, P>(keys, count, depth_, query_ + at * shape::padded(depth_), scratch, scores, stride, at, next);
+            dot_rows<decltype(r)::value, P>(keys, count, depth_, query_ + at * shape::padded(depth_), scratch, scores, stride, first + at,
+                                            next);
         });
     }
     // Of the only query; scores[key].

@@ -95,13 +95,49 @@ private:
     score_tile tile(const index* keys, int count) const { return {query_begin, query_end, keys[0], keys[0] + count}; }
 };
 
-// How the queries and keys of a call with this mask are taken.
+// Queries with gaps between them, by neighbouring keys: the mask is asked about the rows around them.
 template <class Mask>
+struct gapped_look {
+    const Mask* mask;
+    index batch, head;
+    const index* queries;
+    int count;
+
+    coverage classify(const index* keys, int n) const {
+        return ask::classify(*mask, batch, head, {queries[0], queries[count - 1] + 1, keys[0], keys[0] + n});
+    }
+    void bits(const index* keys, int n, std::uint64_t* rows) const {
+        std::fill(rows, rows + n, std::uint64_t{0});
+        if constexpr (!BitMask<Mask>) {
+            for (int k = 0; k < n; ++k)
+                for (int i = 0; i < count; ++i)
+                    rows[k] |= std::uint64_t{static_cast<bool>(mask->allows(batch, head, queries[i], keys[k]))} << i;
+            return;
+        }
+        std::uint64_t around[64];
+        for (int i = 0, end = 0; i < count;) {
+            const index first = queries[i];
+            while (end < count && queries[end] < first + 64) ++end;
+            ask::bits(*mask, batch, head, {first, queries[end - 1] + 1, keys[0], keys[0] + n}, around);
+            for (int next = i; i < end; i = next) {
+                do ++next;
+                while (next < end && queries[next] == queries[next - 1] + 1);
+                const index from = queries[i] - first;
+                const std::uint64_t run = ~std::uint64_t{0} >> (64 - (next - i));
+                for (int k = 0; k < n; ++k) rows[k] |= (around[k] >> from & run) << i;
+            }
+        }
+    }
+};
+
+// How the queries and keys of a call with this mask are taken. Gapped: a block's queries need not follow each other.
+template <class Mask, bool Gapped>
 struct arrangement {
     using bound_mask = bound_to_sequence<Mask>;
     static constexpr bool ordered = OrderedMask<bound_mask>;
     // Queries of several heads may be taken together.
     static constexpr bool joins_heads = !ordered || requires(const bound_mask& m, index h) { m.alike(h, h); };
+    static constexpr bool neighbours = !ordered && !Gapped;
 
     static auto order([[maybe_unused]] const Mask& mask, [[maybe_unused]] index queries, [[maybe_unused]] const tiling& t) {
         if constexpr (ordered)
@@ -111,12 +147,11 @@ struct arrangement {
     }
     // Keys in [begin, end) for the queries of a block, or for the same queries of several heads; the mask outlives what is returned, here
     // and below.
-    static auto visit(const bound_mask& mask, index b, index h, const index* queries, int count, index begin, index end,
-                      [[maybe_unused]] index heads = 1) {
+    static auto visit(const bound_mask& mask, index b, index h, const index* queries, int count, index begin, index end) {
         if constexpr (ordered)
             return mask.visit(b, h, queries, count, begin, end);
         else
-            return run_cursor<bound_mask>(mask, b, h, heads, queries[0], queries[0] + count, begin, end);
+            return run_cursor<bound_mask>(mask, b, h, 1, queries[0], queries[count - 1] + 1, begin, end);
     }
     // Whether the keys that an ordered mask's blocks visit are the same for these heads.
     static bool alike([[maybe_unused]] const bound_mask& mask, [[maybe_unused]] index first, [[maybe_unused]] index last) {
@@ -128,6 +163,8 @@ struct arrangement {
     static auto look(const bound_mask& mask, index b, index h, const index* queries, int count) {
         if constexpr (ordered)
             return mask.look(b, h, queries, count);
+        else if constexpr (Gapped)
+            return gapped_look<bound_mask>{&mask, b, h, queries, count};
         else
             return row_look<bound_mask>{&mask, b, h, queries[0], queries[0] + count};
     }
@@ -168,8 +205,8 @@ struct arrangement {
     // f(number of the first one, count) for every run of neighbours.
     template <class F>
     static void runs(const index* list, int count, F&& f) {
-        for (int i = 0, end = ordered ? 0 : count; i < count; i = end) {
-            if constexpr (ordered) {
+        for (int i = 0, end = neighbours ? count : 0; i < count; i = end) {
+            if constexpr (!neighbours) {
                 end = i + 1;
                 while (end < count && list[end] == list[end - 1] + 1) ++end;
             }
@@ -183,7 +220,7 @@ private:
     // `whole` takes lists as they are, where it can.
     template <class Part, class Whole>
     static void each(const pair_lists& p, Part&& part, [[maybe_unused]] Whole&& whole) {
-        if constexpr (!ordered)
+        if constexpr (neighbours)
             part(0, 0, score_tile{p.queries[0], p.queries[0] + p.query_count, p.keys[0], p.keys[0] + p.key_count});
         else if constexpr (std::is_invocable_v<Whole&, const pair_lists&>)
             whole(p);

@@ -4,17 +4,20 @@
 #include <heed/concepts.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/dtype.hpp>
+#include <heed/tensor/segments.hpp>
 #include <heed/tensor/source.hpp>
 #include <heed/tensor/view.hpp>
 
+#include <cstddef>
 #include <tuple>
 #include <type_traits>
 
 namespace heed::inline HEED_ISA {
 
-// Sim, Mods, Msk, Acc and Wgt are models of Similarity, ScoreMod, Mask, Accumulator and WeightFactor; Seq tells which rows belong
-// together.
-template <class Arch, class Q, class K, class V, class Out, class Sim, class Mods, class Msk, class Acc, class Wgt, class Seq>
+// Sim, Mods, Msk, Acc, Wgt, Map and Rts are models of Similarity, ScoreMod, Mask, Accumulator, WeightFactor, HeadMap and HeadRows; Seq
+// tells which rows belong together.
+template <class Arch, class Q, class K, class V, class Out, class Sim, class Mods, class Msk, class Acc, class Wgt, class Map, class Rts,
+          class Seq>
 struct attention_problem {
     using T = typename Q::value_type;
     using P = pack<T, Arch>;
@@ -27,7 +30,10 @@ struct attention_problem {
     using mask_type = Msk;
     using accumulator_type = Acc;
     using weight_type = Wgt;
+    using map_type = Map;
+    using routes_type = Rts;
     using sequences_type = Seq;
+    static constexpr bool mapped = !std::is_same_v<Map, grouped_heads>, routed = !std::is_same_v<Rts, every_row>;
 
     Q q;
     K k;
@@ -41,13 +47,54 @@ struct attention_problem {
     Msk mask;
     Acc accumulator;
     Wgt weight;
+    Map map;
+    Rts routes;
     Seq sequences;
     index parts = 0;     // of the keys, as asked for; 0: the engine decides
     bool alone = false;  // each sequence is computed as if it were the only one
 
     index depth() const { return q.shape()[3]; }
     index width() const { return v.shape()[3]; }
+    // Query heads of a key head; without a map.
     index group() const { return whole.key_heads == 0 ? 1 : whole.heads / whole.key_heads; }
+    index key_head(index h) const {
+        if constexpr (mapped)
+            return map.key_head(h);
+        else
+            return h / group();
+    }
+    index value_head(index h) const {
+        if constexpr (mapped)
+            return map.value_head(h);
+        else
+            return h / group();
+    }
+    // Query heads that share no head of K or V with any other: of a bundle, a list.
+    index bundles() const {
+        if constexpr (mapped)
+            return map.bundles();
+        else
+            return whole.key_heads;
+    }
+    index bundle_size([[maybe_unused]] index i) const {
+        if constexpr (mapped)
+            return static_cast<index>(map.bundle(i).size());
+        else
+            return group();
+    }
+    index bundle_head(index i, index n) const {
+        if constexpr (mapped)
+            return map.bundle(i)[static_cast<std::size_t>(n)];
+        else
+            return i * group() + n;
+    }
+    // The entry of Q that holds a sequence's rows.
+    index query_batch([[maybe_unused]] const sequence& s) const {
+        if constexpr (packs_queries<Seq>)
+            return 0;
+        else
+            return s.batch;
+    }
 };
 
 // The same for a backward: `out` and `lse` are those of the forward, and are read. Scl is the scale policy, Obs a tuple of observers,

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <heed/engine/bfloat16_products.hpp>
-#include <heed/engine/few_rows.hpp>
+#include <heed/engine/few_products.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/segment.hpp>
@@ -29,10 +29,11 @@ public:
     using P = typename Problem::P;
     using shape = tile_shape<P>;
     using lanes_type = typename Problem::accumulator_type::template lanes<P>;
-    using arranged = arrangement<typename Problem::mask_type>;
+    using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
     using tile_type = tile_memory<Problem>;
+    using few_type = few_products<Problem>;
     static constexpr bool wide_keys = tile_type::wide_keys, wide_values = tile_type::wide_values;
     static constexpr bool scaled_keys = tile_type::scaled_keys, scaled_values = tile_type::scaled_values;
     static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;  // of a block
@@ -55,13 +56,13 @@ public:
 
     static strip_memory<T> take_strip(arena& a, const Problem& p) {
         const index query = std::max(p.depth(), has_pairs ? tile_type::query_pairs(p.depth()) : 0) * lanes;
-        return {a.take<T>(std::max(query, few_rows<P>::elements(p.depth(), P::lanes))), a.take<T>(lanes), a.take<T>(lanes)};
+        return {a.take<T>(std::max(query, few_rows<P>::elements(p.depth(), few_type::most_rows))), a.take<T>(lanes), a.take<T>(lanes)};
     }
     // Of one of several strips, or of the only one, for so many queries.
     static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
         const bool few = !several && is_few(p, queries);
         const index rows =
-            few_rows<P>::elements(tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width(), few ? queries : P::lanes);
+            few_rows<P>::elements(tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width(), few ? queries : few_type::most_rows);
         const index width = tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width();
         return {a.take<T>(few ? rows : std::max(width * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
     }
@@ -85,21 +86,20 @@ public:
     }
 
     strip(const Problem& p, const strip_memory<T>& s, const strip_result<T>& r, const tile_memory<Problem>& t)
-        : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), pairs_(p, s.query, r.out, t) {}
+        : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), rows_(p, s.query, r.out, t), pairs_(p, s.query, r.out, t) {}
 
     // Whether so many queries alone are a strip with features in lanes. Matrix registers are faster than that for 3 already.
     static bool is_few(const Problem& p, index queries) { return queries < (takes_tiles(p) ? 3 : row_shape<P>::enough); }
 
     // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
-    // `first_row` of the tensors and stands at `offset`.
-    // alone: no other strip shares its tiles.
-    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone) {
+    // `first_row` of the tensors and stands at `offset`. Alone: no other strip has its tiles. Shared: they are few, and may read several
+    // heads of K or V, which tiles need not hold.
+    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone, bool shared) {
         count_ = count;
-        few_ = alone && is_few(p_, count);
+        few_ = shared || (alone && is_few(p_, count));
         paired_ = !few_ && takes_pairs(p_);
         in_rows_ = few_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
-        rows_ = few_rows<P>(s_.query, out_, p_.depth(), paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
-        if (in_rows_) rows_.reopen(count);
+        if (in_rows_) rows_.open(count, paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
         parts_ = 0;
         for (int i = 0; i < count; ++i) {
             const index of_head = most_parts == 1 ? head : head + numbers[i] / queries;
@@ -108,6 +108,12 @@ public:
                 ++heads_[parts_ - 1].count;
             else
                 heads_[parts_++] = {of_head, i, 1};
+        }
+        if (shared) rows_.share(count, [&](int i) { return head + numbers[i] / queries; });
+        least_head_ = most_head_ = heads_[0].head;
+        for (int i = 1; i < parts_; ++i) {
+            least_head_ = std::min(least_head_, heads_[i].head);
+            most_head_ = std::max(most_head_, heads_[i].head);
         }
         to_row_ = first_row - offset;
         vectors_ = (count + P::lanes - 1) / P::lanes;
@@ -134,7 +140,7 @@ public:
         const index depth = p_.depth();
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
         if (few_) {
-            rows_.begin(t_.key_rows, count, static_cast<T>(unit));
+            rows_.begin(seq, t_.key_rows, count, static_cast<T>(unit));
         } else if (paired_) {
             pairs_.begin(count);
         } else {
@@ -166,9 +172,8 @@ public:
         const int n = cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
         if (n == 0) return;
         if constexpr (single)
-            if (few_ && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
-        alike_ =
-            std::apply([&](const auto&... m) { return (ask::alike(m, heads_[0].head, heads_[parts_ - 1].head) && ...); }, mods_of_sequence);
+            if (few_ && !rows_.shared() && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
+        alike_ = std::apply([&](const auto&... m) { return (ask::alike(m, least_head_, most_head_) && ...); }, mods_of_sequence);
         stage(batch, count, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
@@ -184,7 +189,7 @@ public:
             if (paired_) pairs_.round_weights(segments, n);
         }
         if (few_) {
-            few_values(segments, n, count);
+            rows_.values(segments, n, count, next_values);
             fresh_ = false;
             return;
         }
@@ -223,7 +228,13 @@ public:
     void finish(const sequence& seq) {
         T* normaliser = t_.weights;
         T* lse = p_.lse.data == nullptr ? nullptr : t_.weights + lanes;
-        for_heads([&](int, const head_part& h) { state_.finish(p_.accumulator, h.head, h.lane, h.count, normaliser, lse); });
+        for_heads([&](int, const head_part& h) {
+            state_.finish(p_.accumulator, h.head, h.lane, h.count, normaliser, lse);
+            if constexpr (Problem::routed)
+                for (int i = h.lane; i < h.lane + h.count; ++i)
+                    if (normaliser[i] != 0)
+                        normaliser[i] *= static_cast<T>(p_.routes.factor(p_.query_batch(seq), h.head, positions_[i] + to_row_));
+        });
         for (int i = count_; i < lanes; ++i) normaliser[i] = 0;
         for_heads([&](int, const head_part& h) {
             for (int i = h.lane; i < h.lane + h.count; ++i) {
@@ -317,15 +328,15 @@ private:
     template <class Mods>
     void scores(const tile_segment* segments, int n, index batch, int count, const Mods& mods_of_sequence) {
         state_.begin_tile();
-        if (few_) few_scores(segments[n - 1].begin + segments[n - 1].count);
+        if (few_) rows_.scores(segments[n - 1].begin + segments[n - 1].count, count, *next_keys_);
         if (paired_) pairs_.multiply_keys(segments, n, count, vectors_, *next_keys_);
         for (int i = 0; i < n; ++i)
             for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
                 constexpr int N = decltype(v)::value;
                 const auto go = [&](auto masked) {
                     constexpr bool Masked = decltype(masked)::value;
-                    if constexpr (N == 1 && row_shape<P>::possible)
-                        if (few_) return weigh_rows<1, Masked, form::few, false>(s, batch, count, mods_of_sequence);
+                    if constexpr ((N == 1 || Problem::mapped) && row_shape<P>::possible)
+                        if (few_) return weigh_rows<N, Masked, form::few, false>(s, batch, count, mods_of_sequence);
                     const auto weigh = [&](auto heads) {
                         constexpr form Form = decltype(heads)::value;
                         if constexpr (has_pairs)
@@ -373,7 +384,7 @@ private:
     void absorb_once() {
         const auto make = [&](const auto* rows, [[maybe_unused]] const T* factor) {
             state_.begin_tile();
-            rows_.multiply_keys_once(rows, tile_keys, t_.weights, *next_keys_);
+            rows_.rows().multiply_keys_once(rows, tile_keys, t_.weights, *next_keys_);
             constexpr int vectors = 4;
             for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
                 P x[vectors];
@@ -402,40 +413,9 @@ private:
                 if constexpr (scaled_values)
                     for (int i = 0; i < tile_keys; i += P::lanes)
                         (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
-                return rows_.add_values(t_.stored_values, tile_keys, t_.weights, 1, *next_values_);
+                return rows_.rows().add_values(t_.stored_values, tile_keys, t_.weights, 1, *next_values_);
             }
-        rows_.add_values(t_.value_rows, tile_keys, t_.weights, 1, *next_values_);
-    }
-
-    // Raw products of all keys before `end`.
-    void few_scores(int end) {
-        if constexpr (!wide_keys)
-            if (*t_.keys_stored) return rows_.multiply_keys(t_.stored_keys, end, t_.few_scratch, t_.weights, lanes, *next_keys_);
-        rows_.multiply_keys(t_.key_rows, end, nullptr, t_.weights, lanes, *next_keys_);
-    }
-    void few_values(const tile_segment* segments, int n, int count) {
-        const auto add = [&](const auto* rows) {
-            for (int i = 0; i < n; ++i) {
-                const tile_segment& s = segments[i];
-                T* weights = t_.weights + s.begin * lanes;
-                if (s.masked && !tile_finite<P>(*t_.values_finite, rows, count, p_.width()))
-                    rows_.add_visible_values(rows + s.begin, s.count, weights, lanes, t_.bits + s.begin);
-                else
-                    rows_.add_values(rows + s.begin, s.count, weights, lanes, *next_values_);
-            }
-        };
-        if constexpr (scaled_values)
-            if (*t_.values_stored)
-                for (int i = 0; i < n; ++i)
-                    for (int k = segments[i].begin; k < segments[i].begin + segments[i].count; ++k) {
-                        T* weights = t_.weights + k * lanes;
-                        const P scaled = P::load(weights) * P(t_.value_factor[k]);
-                        // A factor may be NaN, and the key not visible.
-                        (segments[i].masked ? select(P::mask_from_bits(t_.bits[k]), scaled, P(0)) : scaled).store(weights);
-                    }
-        if constexpr (!wide_values)
-            if (*t_.values_stored) return add(t_.stored_values);
-        add(t_.value_rows);
+        rows_.rows().add_values(t_.value_rows, tile_keys, t_.weights, 1, *next_values_);
     }
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
@@ -452,7 +432,7 @@ private:
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
             if constexpr (Form == form::few && scaled_keys)
-                if (*t_.keys_stored)
+                if (!rows_.shared() && *t_.keys_stored)
                     for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
             if constexpr (Paired) {
                 next_keys_->step();
@@ -464,7 +444,8 @@ private:
             if constexpr (!plain)
                 for (int r = 0; r < rows; ++r) change<Form>(x[r], i + r, at, batch, count, mods_of_sequence);
             else if constexpr (Form == form::few)
-                for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] + P::load(state_.start());
+                for (int r = 0; r < rows; ++r)
+                    for (int j = 0; j < N; ++j) x[r][j] = x[r][j] + P::load(state_.start() + at + j * P::lanes);
             state_.template absorb<Masked>(x, at, [&](int r, int j) { return P::mask_from_bits(t_.bits[i + r] >> (at + j * P::lanes)); });
             // A row of pairs overwrites what has been read.
             if constexpr (Paired && !weighted)
@@ -580,7 +561,7 @@ private:
     T* out_;
     tile_memory<Problem> t_;
     lanes_type state_;
-    few_rows<P> rows_;
+    few_type rows_;
     pair_products_of<Problem> pairs_;
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
@@ -589,7 +570,8 @@ private:
     bool in_rows_ = false;  // outputs are rows
     bool alike_ = true;     // score modifications make no difference between the heads
     bool fresh_ = false;    // O holds nothing yet
-    index to_row_ = 0;      // a position plus this is a row of the tensors
+    index least_head_ = 0, most_head_ = 0;
+    index to_row_ = 0;  // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];
     index positions_[lanes];  // of the queries, in key coordinates
     head_part heads_[static_cast<std::size_t>(most_parts)];

@@ -8,12 +8,14 @@
 #pragma once
 
 #include <heed/engine/plan.hpp>
+#include <heed/engine/routed_rows.hpp>
 #include <heed/engine/strip.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/matrix_tiles.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -42,7 +44,8 @@ public:
         if (arranged::ordered && p.alone) all_strips_per_block_ = most_strips;
         order_.emplace(arranged::order(p.mask, 0, tiles()));
         if constexpr (arranged::ordered) {
-            joined_ = order_->most() < few_queries && order_->most() * p_.group() <= most_strips * lanes && heads_alike();
+            joined_ = !Problem::mapped && !Problem::routed && order_->most() < few_queries &&
+                      order_->most() * p_.group() <= most_strips * lanes && heads_alike();
             all_strips_per_block_ = (order_->most() + lanes - 1) / lanes;
         }
         for_sequences([&](index number, const sequence& s) {
@@ -56,7 +59,7 @@ public:
             tasks_ += w.units() * w.parts;
             units_ += w.units();
             if (w.parts > 1) kept_bytes_ += static_cast<std::size_t>(w.units() * w.parts * w.strips) * w.strip_bytes;
-            few_ = few_ && (arranged::ordered || w.blocks <= 1) && strip_type::is_few(p_, block_rows(s) * w.together);
+            few_ = few_ && (arranged::ordered || w.blocks <= 1) && (w.shared || strip_type::is_few(p_, block_rows(w)));
         });
         few_ = few_ && units_ > 0;
         // Below that, K and V of a head stay in the second cache by themselves.
@@ -117,12 +120,22 @@ public:
         // Where later queries see more keys, the long pieces go first.
         executor.bulk(tasks_, [&](index task, index worker) { work(tasks_ - 1 - task, worker); });
         if (most_parts_ > 1) executor.bulk(units_, [&](index unit, index worker) { join(unit, worker); });
+        if constexpr (Problem::routed)
+            executor.bulk(p_.sequences.count(p_.whole) * p_.whole.heads, [&](index task, index) { clear_others(task); });
     }
 
 private:
+    // Whether few queries of heads that a map puts together are taken together.
+    bool shares([[maybe_unused]] index queries) const {
+        if constexpr (Problem::mapped && !arranged::ordered && !squares && row_shape<P>::possible)
+            return strip_type::is_few(p_, queries) && p_.bundles() < p_.whole.heads;
+        return false;
+    }
     // What there is to do for one sequence: units are its blocks times heads, or times groups of heads that are taken together.
     struct share {
-        index number, together, blocks, heads, strips;  // heads: key heads where they are taken together; strips: of a block
+        index number, together, blocks, heads, strips;  // heads: key heads where they are taken together, bundles; strips: of a block
+        index rows, lanes;                              // of a unit at most, and of a strip
+        bool shared;                                    // a unit is a bundle of a map
         index parts, part_keys;
         std::size_t strip_bytes;  // of the result of a strip, kept where there are several parts
         index first_task, first_unit;
@@ -151,10 +164,9 @@ private:
         const int lone = heads_alike() ? std::max<int>(of_group, alone / static_cast<int>(p_.group())) : alone;
         return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes), lone, p_.alone};
     }
-    index block_rows(const sequence& s) const { return arranged::ordered ? order_->most() : s.queries; }
     // Whether an ordered mask's blocks visit the same keys for all heads of a group, which then may be taken at once.
     bool heads_alike() const {
-        if constexpr (arranged::joins_heads && arranged::ordered) {
+        if constexpr (arranged::joins_heads && arranged::ordered && !Problem::mapped) {
             const index group = p_.group();
             const auto mask = ask::bind(p_.mask, p_.whole);
             for (index h = 0; h < p_.whole.heads; h += group)
@@ -164,28 +176,64 @@ private:
             return false;
         }
     }
-    auto order_of(const share& w, const sequence& s) const {
+    // Queries of a block that is the only one, or of an ordered mask's.
+    index block_rows(const share& w) const { return arranged::ordered ? order_->most() * w.together : w.rows; }
+    auto order_of(const share& w) const {
         if constexpr (arranged::ordered)
             return *order_;
         else
-            return row_order{s.queries * w.together, static_cast<int>(w.strips * lanes)};
+            return row_order{w.rows, static_cast<int>(w.strips * w.lanes)};
+    }
+    // Rows of a sequence that `together` heads compute, at most.
+    index rows_of(const sequence& s, index together = 1) const {
+        if constexpr (Problem::routed)
+            return routed_rows(p_).most(s, together);
+        else
+            return s.queries * together;
+    }
+    int list_block(const share& w, const sequence& s, index head, index block, index* queries) const {
+        if (w.shared) return bundle_rows(p_).list(s, head, block * w.strips * w.lanes, w.strips * w.lanes, queries);
+        if constexpr (!Problem::routed)
+            return order_of(w).block(block, queries);
+        else if constexpr (arranged::ordered)
+            return routed_rows(p_).keep(s, head, queries, order_->block(block, queries));
+        else
+            return routed_rows(p_).block(s, head, w.together, block, w.strips * lanes, lanes, queries);
+    }
+    // Rows that no block holds are rows that see no key.
+    void clear_others(index task) const {
+        const index head = task % p_.whole.heads;
+        const sequence s = p_.sequences.at(task / p_.whole.heads, p_.whole);
+        routed_rows(p_).each_other(s, head, [&](index row) {
+            auto* out = &p_.out(s.batch, head, s.query_begin + row, 0);
+            std::fill(out, out + p_.width(), typename Problem::out_type{});
+            if (p_.lse.data != nullptr) p_.lse(s.batch, head, s.query_begin + row) = -std::numeric_limits<T>::infinity();
+        });
     }
     // Whether a block may have several strips.
-    static bool several(const share& w) { return w.strips > 1 || (!arranged::ordered && w.blocks > 1); }
+    static bool several(const share& w) { return w.shared || w.strips > 1 || (!arranged::ordered && w.blocks > 1); }
     // What is known of it without the others, but for their number where queries are many.
     share cut(index number, const sequence& s) const {
-        share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 1, 0, 0, 0, 0, nullptr};
+        share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 0, lanes, false, 1, 0, 0, 0, 0, nullptr};
         const bool few = s.queries < few_queries && !arranged::ordered;
-        if ((few || joined_) && p_.group() > 1) {
-            w.together = p_.group();
-            w.heads = p_.whole.key_heads;
+        w.shared = few && shares(s.queries);
+        if (w.shared) {
+            w.heads = p_.bundles();
+            w.rows = bundle_rows(p_).most(s);
+            w.lanes = strip_type::few_type::most_shared;
+        } else {
+            if (((few && !Problem::mapped) || joined_) && p_.group() > 1) {
+                w.together = p_.group();
+                w.heads = p_.whole.key_heads;
+            }
+            w.rows = rows_of(s, w.together);
         }
         if (!arranged::ordered && (few || p_.alone)) {
-            const index strips = (s.queries * w.together + lanes - 1) / lanes;
+            const index strips = (w.rows + w.lanes - 1) / w.lanes;
             w.strips = std::clamp<index>(few ? strips : strips * w.heads / enough_units, 1, most_strips);
         }
         if (arranged::ordered) w.strips = (order_->most() * w.together + lanes - 1) / lanes;
-        w.blocks = order_of(w, s).blocks();
+        w.blocks = order_of(w).blocks();
         const index units = few || p_.alone ? w.units() : all_units_;
         index parts = 1;
         if (p_.parts > 0)
@@ -196,15 +244,17 @@ private:
         w.part_keys = part_tiles * tile_keys;
         w.parts = (key_tiles + part_tiles - 1) / part_tiles;
         arena result;
-        strip_type::take_result(result, p_, several(w), block_rows(s) * w.together);
+        strip_type::take_result(result, p_, several(w), block_rows(w));
         w.strip_bytes = result.used();
         return w;
     }
 
     // A block of one head, or of some together, and its strips in memory.
     struct place {
-        index number, block, head, together, part, count;  // count: strips
-        index begin, end;                                  // keys
+        index number, block, head, together, part, count;  // head: of a bundle its number; count: strips
+        index lanes;
+        bool shared;
+        index begin, end;  // keys
         int queries;
         sequence rows;
         extents shape;
@@ -214,17 +264,28 @@ private:
         return *(std::upper_bound(list_, list_ + n, task, [](index t, const share& w) { return t < w.first_task; }) - 1);
     }
     place place_of(const share& w, index unit, index part, index* queries) const {
-        place at{w.number, unit % w.blocks, unit / w.blocks * w.together, w.together, part, 0, 0, 0, 0, p_.sequences.at(w.number, p_.whole),
+        place at{w.number,
+                 unit % w.blocks,
+                 unit / w.blocks * w.together,
+                 w.together,
+                 part,
+                 0,
+                 w.lanes,
+                 w.shared,
+                 0,
+                 0,
+                 0,
+                 p_.sequences.at(w.number, p_.whole),
                  p_.whole};
         at.shape.batch = p_.sequences.count(p_.whole);
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
-        at.queries = order_of(w, at.rows).block(at.block, queries);
-        if (arranged::ordered && at.together > 1) {
+        at.queries = list_block(w, at.rows, at.head, at.block, queries);
+        if (joined_) {
             for (index i = at.queries; i < at.queries * at.together; ++i) queries[i] = queries[i - at.queries] + at.rows.queries;
             at.queries *= static_cast<int>(at.together);
         }
-        at.count = (at.queries + lanes - 1) / lanes;
+        at.count = (at.queries + at.lanes - 1) / at.lanes;
         at.begin = part * w.part_keys;
         at.end = w.parts > 1 ? std::min(at.rows.keys, at.begin + w.part_keys) : at.rows.keys;
         return at;
@@ -239,7 +300,7 @@ private:
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
         return strip_type::take_tile(a, p_);
     }
-    bool is_few(const place& at) const { return at.count == 1 && strip_type::is_few(p_, at.queries); }
+    bool is_few(const place& at) const { return at.shared || (at.count == 1 && strip_type::is_few(p_, at.queries)); }
     // Strips of a worker; with several parts of the keys their results are kept.
     void open(strip_array& strips, const share& w, const place& at, index unit, index worker, const tile_memory<Problem>& tile) const {
         for (int i = 0; i < at.count; ++i) {
@@ -249,15 +310,16 @@ private:
                 const auto memory = strip_type::take_strip(own, p_);
                 return strip_type(p_, memory, strip_type::take_result(w.parts > 1 ? kept : own, p_, several(w), at.queries), tile);
             });
-            strips[i]->place(at.head, at.rows.queries, tile.queries + i * lanes, std::min(lanes, at.queries - i * lanes),
-                             at.rows.query_begin, at.shape.offset(), at.count == 1);
+            strips[i]->place(at.shared ? 0 : at.head, at.rows.queries, tile.queries + i * at.lanes,
+                             static_cast<int>(std::min<index>(at.lanes, at.queries - i * at.lanes)), at.rows.query_begin, at.shape.offset(),
+                             at.count == 1, at.shared);
         }
     }
     auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {
-        if (!arranged::ordered && at.together > 1) {
-            queries[0] = at.shape.offset();
-            return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.rows.queries), at.begin, at.end, at.together);
-        }
+        if constexpr (!arranged::ordered)
+            if (at.together > 1 || at.shared)
+                return run_cursor(mask, at.number, at.shared ? 0 : at.head, at.shared ? p_.whole.heads : at.together, at.shape.offset(),
+                                  at.shape.keys, at.begin, at.end);
         const int rows = static_cast<int>(at.queries / at.together);
         for (int i = 0; i < rows; ++i) queries[i] += at.shape.offset();
         return arranged::visit(mask, at.number, at.head, queries, rows, at.begin, at.end);
@@ -274,7 +336,6 @@ private:
         const auto mask = ask::bind(p_.mask, at.shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, at.shape)...}; }, p_.mods);
         const auto weight = ask::bind(p_.weight, at.shape);
-        const index key_head = at.head / p_.group();
         index key_steps = 0, value_steps = 0;
         for (index i = 0; i < at.count; ++i) {
             key_steps += strips[i]->key_steps();
@@ -285,7 +346,7 @@ private:
         int next = visit(tile.next_keys, most);
         // The first rows come while the queries are transposed.
         row_prefetch first_keys, first_values;
-        if (prefetches_ && *tile.awaited != task) ahead(at, key_head, next, 1, 1, tile, first_keys, first_values);
+        if (prefetches_ && !at.shared && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
         first_keys.step();
         first_values.step();
         for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
@@ -293,12 +354,15 @@ private:
         for (bool known = false; next > 0;) {
             const int count = next;
             std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
-            fetch(at, key_head, count, tile, known);
+            if (!at.shared) fetch(at, count, tile, known);
             next = visit(tile.next_keys, most);
             row_prefetch next_keys, next_values;
+            *tile.next_count = prefetches_ ? next : -1;
             known = prefetches_ && next > 0;
-            if (known)
-                ahead(at, key_head, next, key_steps, value_steps, tile, next_keys, next_values);
+            if (at.shared)
+                known = false;
+            else if (known)
+                ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
             else if (prefetches_ && task > 0)
                 ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
             for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
@@ -325,10 +389,10 @@ private:
     }
 
     // Rows of the next tile, to be prefetched.
-    void ahead(const place& at, index key_head, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile,
-               row_prefetch& keys, row_prefetch& values) const {
-        lying_rows_of(p_.k, at, key_head, tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
-        lying_rows_of(p_.v, at, key_head, tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
+    void ahead(const place& at, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile, row_prefetch& keys,
+               row_prefetch& values) const {
+        lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
+        lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         keys = {tile.next_key_rows, count, p_.depth(), key_steps, at.queries == 1};
         values = {tile.next_value_rows, count, p_.width(), value_steps, at.queries == 1};
     }
@@ -338,7 +402,7 @@ private:
                        const tile_memory<Problem>& tile, row_prefetch& keys, row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
-        if (at.queries == 0) return;
+        if (at.queries == 0 || at.shared) return;
         for (int i = 0; i < at.queries; ++i) {
             const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
             const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
@@ -349,17 +413,17 @@ private:
         // The mask at hand is that of sequences of one shape.
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
             count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
-        ahead(at, at.head / p_.group(), count, key_steps, value_steps, tile, keys, values);
+        ahead(at, count, key_steps, value_steps, tile, keys, values);
         keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 
     // Row pointers of a tile of keys, if they are `known` those that were prefetched; those up to the next full register tile repeat the
     // last one.
-    void fetch(const place& at, index key_head, int count, const tile_memory<Problem>& tile, bool known) const {
+    void fetch(const place& at, int count, const tile_memory<Problem>& tile, bool known) const {
         *tile.values_finite = finiteness::unknown;
-        const auto take = [&](const auto& source, auto** next, const T* next_factor, auto** stored, T* factor, const T** wide, T* scratch,
-                              bool& as_stored) {
+        const auto take = [&](const auto& source, index head, auto** next, const T* next_factor, auto** stored, T* factor, const T** wide,
+                              T* scratch, bool& as_stored) {
             using Source = std::remove_cvref_t<decltype(source)>;
             constexpr bool widens = stored_rows_of<Source>::widens;
             as_stored = false;
@@ -368,9 +432,9 @@ private:
                 std::copy(next, next + count, stored);
                 if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
             } else if (as_stored)
-                lying_rows_of(source, at, key_head, tile.keys, count, stored, factor);
+                lying_rows_of(source, at, head, tile.keys, count, stored, factor);
             else
-                rows_of(source, at, key_head, tile.keys, count, scratch, wide);
+                wide_rows_of(source, at, head, tile.keys, count, scratch, wide);
             const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {
@@ -381,10 +445,10 @@ private:
                 }
             }
         };
-        take(p_.k, tile.next_key_rows, tile.next_key_factor, tile.stored_keys, tile.key_factor, tile.key_rows, tile.key_scratch,
-             *tile.keys_stored);
-        take(p_.v, tile.next_value_rows, tile.next_value_factor, tile.stored_values, tile.value_factor, tile.value_rows, tile.value_scratch,
-             *tile.values_stored);
+        take(p_.k, p_.key_head(at.head), tile.next_key_rows, tile.next_key_factor, tile.stored_keys, tile.key_factor, tile.key_rows,
+             tile.key_scratch, *tile.keys_stored);
+        take(p_.v, p_.value_head(at.head), tile.next_value_rows, tile.next_value_factor, tile.stored_values, tile.value_factor,
+             tile.value_rows, tile.value_scratch, *tile.values_stored);
         if constexpr (tile_memory<Problem>::has_pairs) *tile.paired = {};
         if constexpr (squares) {
             constexpr int most = tile_shape<P>::most_rows;
@@ -401,7 +465,7 @@ private:
     static constexpr bool gives_listed =
         arranged::ordered && requires(const Source& s, const index* keys, const S** out) { s.listed(0, 0, 0, keys, 0, out); };
     template <class Source>
-    static void rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
+    static void wide_rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
         if constexpr (gives_listed<Source, T>) return source.listed(at.rows.batch, head, at.rows.key_begin, keys, count, out);
         arranged::runs(keys, count, [&](int i, int n) {
             source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);

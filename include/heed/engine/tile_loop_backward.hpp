@@ -1,12 +1,13 @@
 // The backward engine: bands of queries by tiles of keys, for any models of the axes.
 //
-// Heads of one key head form a unit, their query blocks one list. Queries and keys of a unit are cut into the same number of parts,
-// by shapes alone; in round t the tasks (i, i + t mod parts) run side by side. No two tasks of a round share a row of dQ, dK or dV, and
-// every row is added to in the order of the rounds: no copies of gradients, no atomics, the same bits for any executor.
+// Heads that share heads of K or V form a unit, their query blocks one list. Queries and keys of a unit are cut into the same number of
+// parts, by shapes alone; in round t the tasks (i, i + t mod parts) run side by side. No two tasks of a round share a row of dQ, dK or dV,
+// and every row is added to in the order of the rounds: no copies of gradients, no atomics, the same bits for any executor.
 #pragma once
 
 #include <heed/engine/band.hpp>
 #include <heed/engine/plan.hpp>
+#include <heed/engine/routed_rows.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/tensor/dtype.hpp>
 
@@ -46,20 +47,21 @@ public:
         bands_bytes_ = page_multiple(kept.used());
 
         sequences_ = p_.sequences.count(p_.whole);
-        units_ = sequences_ * p_.whole.key_heads;
-        index most = 0;
+        units_ = sequences_ * p_.bundles();
+        index most = 0, members = 0;
+        for (index i = 0; i < p_.bundles(); ++i) members = std::max(members, p_.bundle_size(i));
         for (index s = 0; s < sequences_; ++s) {
             const sequence rows = p_.sequences.at(s, p_.whole);
-            most = std::max(most, std::min(rows.keys, rows.queries * p_.group()));
+            most = std::max(most, std::min(rows.keys, rows.queries * members));
         }
         prefetches_ = p_.k.scratch_per_row() == 0 && p_.v.scratch_per_row() == 0 && p_.q.scratch_per_row() == 0;
         const gradient_sharing shared = sharing();
-        side_by_side_ = std::min(units_, shared.heads ? 1 : shared.sequences ? p_.whole.key_heads : units_);
+        side_by_side_ = std::min(units_, shared.heads ? 1 : shared.sequences ? p_.bundles() : units_);
         const index least = side_by_side_ < 8 ? 256 : 1024;
         if (units_ > 0 && !shared.rows) parts_ = std::clamp<index>(most / least, 1, std::max<index>(1, enough_tasks / side_by_side_));
         // One sum for each learned parameter, and one for the accumulator's.
         sums_per_task_ = summed + (learned_accumulator ? 1 : 0);
-        sums_bytes_ = page_multiple(static_cast<std::size_t>(units_ * p_.group() * parts_ * sums_per_task_) * sizeof(double));
+        sums_bytes_ = page_multiple(static_cast<std::size_t>(sequences_ * p_.whole.heads * parts_ * sums_per_task_) * sizeof(double));
     }
 
     attention_plan plan(index workers) const {
@@ -81,7 +83,17 @@ public:
     void run(const Executor& executor, std::byte* memory) {
         sums_ = reinterpret_cast<double*>(memory);
         workers_ = memory + sums_bytes_;
-        std::fill(sums_, sums_ + units_ * p_.group() * parts_ * sums_per_task_, 0.0);
+        std::fill(sums_, sums_ + sequences_ * p_.whole.heads * parts_ * sums_per_task_, 0.0);
+        if constexpr (Problem::mapped) {
+            const index heads = std::max(p_.dk.extent(1), p_.dv.extent(1));
+            executor.bulk(sequences_ * heads, [&](index task, index) { clear_head(task / heads, task % heads); });
+        }
+        if constexpr (Problem::routed)
+            executor.bulk(sequences_ * p_.whole.heads, [&](index task, index) {
+                const sequence s = p_.sequences.at(task / p_.whole.heads, p_.whole);
+                const index head = task % p_.whole.heads;
+                routed_rows(p_).each_other(s, head, [&](index row) { fill_row(p_.dq, s.batch, head, s.query_begin + row); });
+            });
         // Where later queries see more keys, the long pieces go first.
         for (index first = 0; first < units_; first += side_by_side_) {
             const index n = std::min(side_by_side_, units_ - first);
@@ -108,6 +120,21 @@ private:
             return arranged::order(p_.mask, s.queries, tiles());
     }
 
+    int list_block(const sequence& s, index head, index block, index* queries) const {
+        if constexpr (!Problem::routed)
+            return order_of(s).block(block, queries);
+        else if constexpr (arranged::ordered)
+            return routed_rows(p_).keep(s, head, queries, order_->block(block, queries));
+        else
+            return routed_rows(p_).block(s, head, 1, block, bands_ * width, width, queries);
+    }
+    index blocks_of(const sequence& s) const {
+        if constexpr (Problem::routed && !arranged::ordered)
+            return row_order{routed_rows(p_).most(s, 1), static_cast<int>(bands_ * width)}.blocks();
+        else
+            return order_of(s).blocks();
+    }
+
     // Who shares elements of a gradient that is collected pair by pair, and hence must not add at the same time.
     gradient_sharing sharing() const {
         gradient_sharing all;
@@ -118,7 +145,8 @@ private:
             using Mod = std::remove_const_t<decltype(bound)>;
             if constexpr (is_learned<Mod> && StagedScoreMod<Mod, T>) {
                 const gradient_sharing s = bound.sharing(e);
-                all = {all.sequences || s.sequences, all.heads || s.heads, all.rows || s.rows};
+                // What a map puts together need not be neighbours.
+                all = {all.sequences || s.sequences, all.heads || s.heads || Problem::mapped, all.rows || s.rows};
             }
         };
         std::apply([&](const auto&... m) { (look(m), ...); }, p_.mods);
@@ -127,7 +155,7 @@ private:
 
     // Queries of part i by keys of part (i + round) of one unit.
     void work(index unit, index i, index round, index worker) const {
-        const index number = unit / p_.whole.key_heads, key_head = unit % p_.whole.key_heads;
+        const index number = unit / p_.bundles(), bundle = unit % p_.bundles();
         const sequence rows = p_.sequences.at(number, p_.whole);
         extents shape = p_.whole;
         shape.batch = sequences_;
@@ -146,22 +174,22 @@ private:
 
         const index part_keys = (rows.keys + parts_ * tile_keys - 1) / (parts_ * tile_keys) * tile_keys;
         const index key_begin = std::min(rows.keys, (i + round) % parts_ * part_keys), key_end = std::min(rows.keys, key_begin + part_keys);
-        const auto order = order_of(rows);
-        const index blocks = order.blocks();
-        const index all = blocks * p_.group(), share = (all + parts_ - 1) / parts_;
+        const index blocks = blocks_of(rows);
+        const index all = blocks * p_.bundle_size(bundle), share = (all + parts_ - 1) / parts_;
         const index last = std::min(all, (i + 1) * share);
-        // The first block of the first round finds no gradients of keys yet: rows are set to 0 just before they are added to.
-        index cleared = round == 0 ? key_begin : key_end;
+        // The first block of the first round finds no gradients of keys yet: rows are set to 0 just before they are added to, those of
+        // mapped heads before all of that.
+        index cleared = round == 0 && !Problem::mapped ? key_begin : key_end;
         const auto clear_up_to = [&](index k) {
             for (; cleared < k; ++cleared) {
-                fill_row(p_.dk, rows.batch, key_head, rows.key_begin + cleared);
-                fill_row(p_.dv, rows.batch, key_head, rows.key_begin + cleared);
+                fill_row(p_.dk, rows.batch, bundle, rows.key_begin + cleared);
+                fill_row(p_.dv, rows.batch, bundle, rows.key_begin + cleared);
             }
         };
         for (index n = i * share; n < last; ++n) {
-            const index head = key_head * p_.group() + n / blocks;
-            double* sums = sums_ + ((unit * p_.group() + n / blocks) * parts_ + i) * sums_per_task_;
-            const int queries = order.block(n % blocks, tile.queries);
+            const index head = p_.bundle_head(bundle, n / blocks);
+            double* sums = sums_ + ((number * p_.whole.heads + head) * parts_ + i) * sums_per_task_;
+            const int queries = list_block(rows, head, n % blocks, tile.queries);
             if (queries == 0) continue;
             int count = 0;
             for (int q = 0; q < queries; q += width, ++count)
@@ -170,6 +198,8 @@ private:
             if constexpr (learned_accumulator)
                 if (round == 0)
                     for (int b = 0; b < count; ++b) sums[summed] += bands[b]->parameter_gradient();
+            if constexpr (is_learned<typename Problem::routes_type>)
+                for (int b = 0; b < count && round == 0; ++b) bands[b]->give_factor_gradients();
             int steps = 0;
             for (int b = 0; b < count; ++b) steps += bands[b]->steps();
             auto visit = arranged::visit(mask, number, head, tile.queries, queries, key_begin, key_end);
@@ -185,15 +215,17 @@ private:
                 std::copy(tile.next_keys, tile.next_keys + tile_count, tile.keys);
                 next = visit(tile.next_keys, most);
                 clear_up_to(tile.keys[tile_count - 1] + 1);
-                fetch(rows, key_head, tile_count, tile);
+                fetch(rows, head, tile_count, tile);
                 row_prefetch next_keys, next_values;
                 if (prefetches_ && next > 0)
-                    ahead(rows, key_head, next, steps, tile, next_keys, next_values);
-                else if (prefetches_ && n + 1 < last)
-                    ahead_of_block(rows, key_head * p_.group() + (n + 1) / blocks, order.block((n + 1) % blocks, tile.next_queries), steps,
-                                   tile, next_keys, next_values);
+                    ahead(rows, head, next, steps, tile, next_keys, next_values);
+                else if (prefetches_ && n + 1 < last) {
+                    const index then = p_.bundle_head(bundle, (n + 1) / blocks);
+                    ahead_of_block(rows, then, list_block(rows, then, (n + 1) % blocks, tile.next_queries), steps, tile, next_keys,
+                                   next_values);
+                }
                 for (int b = 0; b < count; ++b) bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values);
-                put(rows, key_head, tile_count, tile);
+                put(rows, head, tile_count, tile);
             }
             if (begun)
                 for (int b = 0; b < count; ++b) bands[b]->finish(sums);
@@ -202,6 +234,14 @@ private:
         clear_up_to(key_end);
     }
 
+    // Rows of one head of dK and of dV, where there are such.
+    void clear_head(index number, index head) const {
+        const sequence rows = p_.sequences.at(number, p_.whole);
+        for (index t = rows.key_begin; t < rows.key_begin + rows.keys; ++t) {
+            if (head < p_.dk.extent(1)) fill_row(p_.dk, rows.batch, head, t);
+            if (head < p_.dv.extent(1)) fill_row(p_.dv, rows.batch, head, t);
+        }
+    }
     HEED_NOINLINE static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
         for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
     }
@@ -214,9 +254,10 @@ private:
         });
     }
     // Row pointers of a tile, and its gradients so far; rows up to the next full register tile repeat the last one.
-    HEED_NOINLINE void fetch(const sequence& rows, index key_head, int count, backward_tile_memory<T>& tile) const {
+    HEED_NOINLINE void fetch(const sequence& rows, index head, int count, backward_tile_memory<T>& tile) const {
+        const index key_head = p_.key_head(head), value_head = p_.value_head(head);
         rows_of(p_.k, rows, key_head, tile.keys, count, tile.key_scratch, tile.key_rows);
-        rows_of(p_.v, rows, key_head, tile.keys, count, tile.value_scratch, tile.value_rows);
+        rows_of(p_.v, rows, value_head, tile.keys, count, tile.value_scratch, tile.value_rows);
         *tile.keys_finite = finiteness::unknown;
         constexpr int most = tile_shape<P>::most_rows;
         for (int i = count; i < (count + most - 1) / most * most; ++i) {
@@ -230,9 +271,9 @@ private:
                 tile.key_square[i] = square;
                 tile.d_key_square[i] = 0;
             }
-        const auto load = [&](const view<T, 4>& from, T* padded_rows, T*& at, index& stride) {
+        const auto load = [&](const view<T, 4>& from, index of_head, T* padded_rows, T*& at, index& stride) {
             const index features = from.extent(3);
-            const auto row = [&](int i) { return from.data + from.offset(rows.batch, key_head, rows.key_begin + tile.keys[i], index{0}); };
+            const auto row = [&](int i) { return from.data + from.offset(rows.batch, of_head, rows.key_begin + tile.keys[i], index{0}); };
             const bool neighbours = tile.keys[count - 1] - tile.keys[0] == count - 1;
             if (neighbours && features % P::lanes == 0 && count % most == 0) {
                 at = row(0);
@@ -243,19 +284,20 @@ private:
             stride = panels::padded(features);
             for (int i = 0; i < count; ++i) std::copy(row(i), row(i) + features, at + i * stride);
         };
-        load(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
-        load(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
+        load(p_.dk, key_head, tile.d_key_rows, tile.d_key, tile.d_key_stride);
+        load(p_.dv, value_head, tile.d_value_rows, tile.d_value, tile.d_value_stride);
     }
     // Rows of the next tile and of its gradients, to be prefetched.
-    HEED_NOINLINE void ahead(const sequence& rows, index key_head, int count, int steps, const backward_tile_memory<T>& tile,
+    HEED_NOINLINE void ahead(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
                              row_prefetch& keys, row_prefetch& values) const {
         const T** at = tile.next_rows;
+        const index key_head = p_.key_head(head), value_head = p_.value_head(head);
         rows_of(p_.k, rows, key_head, tile.next_keys, count, tile.key_scratch, at);
-        rows_of(p_.v, rows, key_head, tile.next_keys, count, tile.value_scratch, at + 2 * tile_keys);
+        rows_of(p_.v, rows, value_head, tile.next_keys, count, tile.value_scratch, at + 2 * tile_keys);
         for (int i = 0; i < count; ++i) {
             const index key = rows.key_begin + tile.next_keys[i];
             at[count + i] = p_.dk.data + p_.dk.offset(rows.batch, key_head, key, index{0});
-            at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, key_head, key, index{0});
+            at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, value_head, key, index{0});
         }
         keys = {at, 2 * count, p_.depth(), steps};
         values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
@@ -276,39 +318,37 @@ private:
         keys = {at, 2 * count, p_.depth(), steps};
         if constexpr (!narrow) values = {at + 2 * count, 2 * count, p_.width(), steps};
     }
-    HEED_NOINLINE void put(const sequence& rows, index key_head, int count, const backward_tile_memory<T>& tile) const {
+    HEED_NOINLINE void put(const sequence& rows, index head, int count, const backward_tile_memory<T>& tile) const {
         if constexpr (Problem::similarity_type::uses_squares)
             for (int i = 0; i < count; ++i)
                 for (index d = 0; d < p_.depth() && tile.d_key_square[i] != 0; ++d)
                     tile.d_key[i * tile.d_key_stride + d] += 2 * tile.d_key_square[i] * tile.key_rows[i][d];
-        const auto store = [&](const view<T, 4>& to, const T* padded_rows, const T* from, index stride) {
+        const auto store = [&](const view<T, 4>& to, index of_head, const T* padded_rows, const T* from, index stride) {
             if (from != padded_rows) return;
             for (int i = 0; i < count; ++i)
                 std::copy(from + i * stride, from + i * stride + to.extent(3),
-                          to.data + to.offset(rows.batch, key_head, rows.key_begin + tile.keys[i], index{0}));
+                          to.data + to.offset(rows.batch, of_head, rows.key_begin + tile.keys[i], index{0}));
         };
-        store(p_.dk, tile.d_key_rows, tile.d_key, tile.d_key_stride);
-        store(p_.dv, tile.d_value_rows, tile.d_value, tile.d_value_stride);
+        store(p_.dk, p_.key_head(head), tile.d_key_rows, tile.d_key, tile.d_key_stride);
+        store(p_.dv, p_.value_head(head), tile.d_value_rows, tile.d_value, tile.d_value_stride);
     }
 
     // Sums of learned parameters reach their destinations, in one order.
     void hand_out() const {
         if constexpr (summed > 0 || learned_accumulator) {
-            for (index unit = 0; unit < units_; ++unit)
-                for (index member = 0; member < p_.group(); ++member)
-                    for (index i = 0; i < parts_; ++i) {
-                        const double* sums = sums_ + ((unit * p_.group() + member) * parts_ + i) * sums_per_task_;
-                        const index head = unit % p_.whole.key_heads * p_.group() + member;
-                        const auto give = [&](const auto& policy) {
-                            using Policy = std::remove_cvref_t<decltype(policy)>;
-                            if constexpr (is_learned<Policy> && !StagedScoreMod<decltype(ask::bind(policy, extents{})), T>)
-                                destination::add(policy.into, head, *sums++);
-                        };
-                        std::apply([&](const auto&... m) { (give(m), ...); }, p_.mods);
-                        give(p_.scale_policy);
-                        give(p_.similarity);
-                        give(p_.accumulator);
-                    }
+            for (index row = 0; row < sequences_ * p_.whole.heads; ++row)
+                for (index i = 0; i < parts_; ++i) {
+                    const double* sums = sums_ + (row * parts_ + i) * sums_per_task_;
+                    const auto give = [&](const auto& policy) {
+                        using Policy = std::remove_cvref_t<decltype(policy)>;
+                        if constexpr (is_learned<Policy> && !StagedScoreMod<decltype(ask::bind(policy, extents{})), T>)
+                            destination::add(policy.into, row % p_.whole.heads, *sums++);
+                    };
+                    std::apply([&](const auto&... m) { (give(m), ...); }, p_.mods);
+                    give(p_.scale_policy);
+                    give(p_.similarity);
+                    give(p_.accumulator);
+                }
         }
     }
 

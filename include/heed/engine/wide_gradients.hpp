@@ -44,19 +44,20 @@ public:
     template <class Executor>
     void narrow([[maybe_unused]] const Executor& executor) const {
         if constexpr (narrow_any) {
-            const index key_heads = given_.whole.key_heads, units = given_.sequences.count(given_.whole) * key_heads;
+            const index heads = std::max({given_.dq.extent(1), given_.dk.extent(1), given_.dv.extent(1)});
+            const index units = given_.sequences.count(given_.whole) * heads;
             if (units == 0) return;
             const index parts = std::max<index>(1, enough_tasks / units);
             executor.bulk(units * parts, [&](index task, index) {
-                const index unit = task / parts, part = task % parts, key_head = unit % key_heads;
-                const sequence s = given_.sequences.at(unit / key_heads, given_.whole);
-                const auto round = [&](const auto& from, const auto& to, index head, index begin, index count) {
+                const index unit = task / parts, part = task % parts, head = unit % heads;
+                const sequence s = given_.sequences.at(unit / heads, given_.whole);
+                const auto round = [&](const auto& from, const auto& to, index begin, index count) {
+                    if (head >= to.extent(1)) return;
                     narrow_rows(from, to, s.batch, head, begin + count * part / parts, begin + count * (part + 1) / parts);
                 };
-                for (index head = key_head * given_.group(); head < (key_head + 1) * given_.group(); ++head)
-                    round(wide_.dq, given_.dq, head, s.query_begin, s.queries);
-                round(wide_.dk, given_.dk, key_head, s.key_begin, s.keys);
-                round(wide_.dv, given_.dv, key_head, s.key_begin, s.keys);
+                round(wide_.dq, given_.dq, s.query_begin, s.queries);
+                round(wide_.dk, given_.dk, s.key_begin, s.keys);
+                round(wide_.dv, given_.dv, s.key_begin, s.keys);
             });
         }
     }

@@ -1,0 +1,270 @@
+// few_products: both products of a strip with features in lanes, from where the rows of its tile lie.
+//
+// Where a map lets lanes read several heads of K or V, each head's rows are taken for all lanes that read it: scores come head of K by
+// head of K, whose lanes are neighbours, outputs head of V by head of V, for which weights are gathered. Rows of queries and outputs
+// then lie in slots, a group of lanes after the other.
+#pragma once
+
+#include <heed/engine/few_rows.hpp>
+#include <heed/engine/strip_memory.hpp>
+#include <heed/kernel/row_prefetch.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+namespace heed::inline HEED_ISA {
+
+template <class Problem>
+class few_products {
+public:
+    using T = typename Problem::T;
+    using P = typename Problem::P;
+    using tile_type = tile_memory<Problem>;
+    using rows_type = few_rows<P>;
+    static constexpr int lanes = tile_shape<P>::lanes;
+    // Lanes that read several heads, at most.
+    static constexpr int most_shared = lanes;
+    // Rows of queries or outputs, at most, with those that groups reach over their ends.
+    static constexpr index most_rows = Problem::mapped ? lanes + lanes / 3 + 1 : P::lanes;
+
+    few_products(const Problem& p, T* query, T* out, const tile_type& t)
+        : p_(p), t_(t), query_(query), out_(out), rows_(query, out, p.depth(), p.width()) {}
+
+    // For `count` outputs of so many elements.
+    void open(int count, index width) {
+        rows_ = rows_type(query_, out_, p_.depth(), width);
+        rows_.reopen(count);
+    }
+    // Lanes of head_of(lane), which stand in the order of a bundle.
+    template <class HeadOf>
+    void share([[maybe_unused]] int count, [[maybe_unused]] HeadOf&& head_of) {
+        if constexpr (Problem::mapped) {
+            shared_ = true;
+            count_ = count;
+            key_groups_ = value_groups_ = 0;
+            for (int i = 0; i < count; ++i) {
+                const index head = p_.key_head(head_of(i));
+                if (key_groups_ > 0 && keys_[key_groups_ - 1].head == head)
+                    ++keys_[key_groups_ - 1].count;
+                else
+                    keys_[key_groups_++] = {head, i, 1, 0};
+            }
+            // A group of 3 is multiplied as one of 4, which at the end would reach into the next row.
+            if (count == lanes && keys_[key_groups_ - 1].count % 4 == 3) {
+                --keys_[key_groups_ - 1].count;
+                keys_[key_groups_] = {keys_[key_groups_ - 1].head, count - 1, 1, 0};
+                ++key_groups_;
+            }
+            bool taken[most_shared] = {};
+            for (int i = 0, n = 0; i < count; ++i) {
+                if (taken[i]) continue;
+                group& g = values_[value_groups_++] = {p_.value_head(head_of(i)), n, 0, 0};
+                for (int j = i; j < count; ++j)
+                    if (p_.value_head(head_of(j)) == g.head) {
+                        taken[j] = true;
+                        lane_of_[n++] = j;
+                        ++g.count;
+                    }
+            }
+            set_slots(keys_, key_groups_);
+            set_slots(values_, value_groups_);
+            for (int i = 0; i < value_groups_; ++i)
+                for (int j = 0; j < values_[i].count; ++j) slot_of_[lane_of_[values_[i].first + j]] = values_[i].slot + j;
+        }
+    }
+    bool shared() const { return Problem::mapped && shared_; }
+
+    // Takes the queries, times a factor; outputs are 0.
+    void begin(const sequence& seq, const T* const* queries, int count, T factor) {
+        if (!shared()) return rows_.begin(queries, count, factor);
+        if constexpr (Problem::mapped) {
+            batch_ = seq.batch;
+            key_begin_ = seq.key_begin;
+            for (int i = 0; i < key_groups_; ++i) of_keys(keys_[i]).begin(queries + keys_[i].first, keys_[i].count, factor);
+            std::fill(out_, out_ + slots(values_, value_groups_) * shape::padded(p_.width()), T{0});
+        }
+    }
+    // Raw products of all keys before `end`, of `count`; a row of t.weights a key.
+    void scores(int end, [[maybe_unused]] int count, row_prefetch& next) {
+        if constexpr (Problem::mapped)
+            if (shared_) return shared_scores(end, count);
+        if constexpr (!tile_type::wide_keys)
+            if (*t_.keys_stored) return rows_.multiply_keys(t_.stored_keys, end, t_.few_scratch, t_.weights, lanes, next);
+        rows_.multiply_keys(t_.key_rows, end, nullptr, t_.weights, lanes, next);
+    }
+    void values(const tile_segment* segments, int n, int count, row_prefetch& next) {
+        if constexpr (Problem::mapped)
+            if (shared_) return shared_values(segments, n, count);
+        const auto add = [&](const auto* rows) {
+            for (int i = 0; i < n; ++i) {
+                const tile_segment& s = segments[i];
+                T* weights = t_.weights + s.begin * lanes;
+                if (s.masked && !tile_finite<P>(*t_.values_finite, rows, count, p_.width()))
+                    rows_.add_visible_values(rows + s.begin, s.count, weights, lanes, t_.bits + s.begin);
+                else
+                    rows_.add_values(rows + s.begin, s.count, weights, lanes, next);
+            }
+        };
+        if constexpr (tile_type::scaled_values)
+            if (*t_.values_stored)
+                for (int i = 0; i < n; ++i)
+                    for (int k = segments[i].begin; k < segments[i].begin + segments[i].count; ++k) {
+                        T* weights = t_.weights + k * lanes;
+                        const P scaled = P::load(weights) * P(t_.value_factor[k]);
+                        // A factor may be NaN, and the key not visible.
+                        (segments[i].masked ? select(P::mask_from_bits(t_.bits[k]), scaled, P(0)) : scaled).store(weights);
+                    }
+        if constexpr (!tile_type::wide_values)
+            if (*t_.values_stored) return add(t_.stored_values);
+        add(t_.value_rows);
+    }
+    void scale(const T* factor) {
+        if (!shared()) return rows_.scale(factor);
+        for (int i = 0; i < count_; ++i)
+            for (index d = 0; d < p_.width(); d += P::lanes) (P::load(out(i) + d) * P(factor[i])).store(out(i) + d);
+    }
+    // As few_rows.
+    void merge(const few_products& other, const T* mine, const T* theirs) {
+        if (!shared()) return rows_.merge(other.rows_, mine, theirs);
+        for (int i = 0; i < count_; ++i)
+            for (index d = 0; d < p_.width(); ++d) {
+                T& o = out(i)[d];
+                o = (mine[i] != 0 ? o * mine[i] : T{0}) + (theirs[i] != 0 ? other.out(i)[d] * theirs[i] : T{0});
+            }
+    }
+    void write(int i, T normaliser, T* to) const {
+        if (!shared()) return rows_.write(i, normaliser, to);
+        for (index d = 0; d < p_.width(); ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
+    }
+    // Rows that lie in place, of the only head.
+    rows_type& rows() { return rows_; }
+
+private:
+    using shape = row_shape<P>;
+    // Lanes that read one head: of keys from lane `first` on, of values lane_of_[first] ...
+    struct group {
+        index head;
+        int first, count, slot;
+    };
+    static constexpr std::size_t most_groups = Problem::mapped ? static_cast<std::size_t>(most_shared) : 1;
+
+    static void set_slots(group* groups, int n) {
+        for (int i = 0, slot = 0; i < n; ++i) {
+            groups[i].slot = slot;
+            slot = slots_behind(groups[i]);
+        }
+    }
+    static int slots_behind(const group& g) { return g.slot + (g.count % 4 == 3 ? g.count + 1 : g.count); }
+    static int slots(const group* groups, int n) { return n == 0 ? 0 : slots_behind(groups[n - 1]); }
+    T* out(int i) const { return out_ + slot_of_[i] * shape::padded(p_.width()); }
+    rows_type of_keys(const group& g) const {
+        rows_type r(query_ + g.slot * shape::padded(p_.depth()), out_, p_.depth(), 0);
+        r.reopen(g.count);
+        return r;
+    }
+    rows_type of_values(const group& g) const {
+        rows_type r(query_, out_ + g.slot * shape::padded(p_.width()), 0, p_.width());
+        r.reopen(g.count);
+        return r;
+    }
+
+    // f(rows as they lie or widened, their factors or null) for `count` keys of one head.
+    template <class Source, class S, class F>
+    void with_rows(const Source& source, index head, int count, const S** stored, T* factor, const T** wide, T* scratch, F&& f) {
+        const index first = key_begin_ + t_.keys[0];
+        const auto repeat_last = [&](auto** rows) { std::fill(rows + count, rows + (count + 15) / 16 * 16, rows[count - 1]); };
+        if constexpr (stored_rows_of<Source>::widens)
+            if (source.gives_stored()) {
+                source.stored_rows(batch_, head, first, count, stored, factor);
+                repeat_last(stored);
+                return f(stored, stored_rows_of<Source>::scaled ? factor : nullptr);
+            }
+        source.rows(batch_, head, first, count, scratch, wide);
+        repeat_last(wide);
+        f(wide, static_cast<T*>(nullptr));
+    }
+    // The rows that are read next, to be prefetched: those of the next head, at last those of the next tile. Close behind their prefetch,
+    // as the rows of all heads may be more than the second cache holds.
+    template <class Source, class S>
+    row_prefetch ahead(const Source& source, index head, const index* keys, int count, index features, index steps, const S** rows,
+                       [[maybe_unused]] T* factor) const {
+        if (*t_.next_count < 0 || count == 0) return {};
+        if constexpr (stored_rows_of<Source>::widens)
+            source.stored_rows(batch_, head, key_begin_ + keys[0], count, rows, factor);
+        else
+            source.rows(batch_, head, key_begin_ + keys[0], count, nullptr, rows);
+        return {rows, count, features, steps};
+    }
+    row_prefetch keys_ahead(int group, const index* keys, int count, index steps) const {
+        return ahead(p_.k, keys_[group].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
+    }
+    row_prefetch values_ahead(int group, int count, index steps) const {
+        return ahead(p_.v, values_[group].head, t_.keys, count, p_.width(), steps, t_.next_value_rows, t_.next_value_factor);
+    }
+    void shared_scores(int end, int count) {
+        for (int i = 0; i < key_groups_; ++i) {
+            const group& g = keys_[i];
+            const index steps = rows_type::key_steps(g.count, tile_keys, p_.depth());
+            row_prefetch next = i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, count, steps);
+            with_rows(p_.k, g.head, count, t_.stored_keys, t_.key_factor, t_.key_rows, t_.key_scratch,
+                      [&](const auto* rows, const T* factor) {
+                          of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
+                          for (int k = 0; factor != nullptr && k < end; ++k)
+                              for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
+                      });
+        }
+        const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes;
+        for (int k = 0; count_ < used && k < end; ++k) std::fill(t_.weights + k * lanes + count_, t_.weights + k * lanes + used, T{0});
+    }
+    void shared_values(const tile_segment* segments, int n, int count) {
+        constexpr int stride = most_shared;
+        for (int i = 0; i < value_groups_; ++i) {
+            const group& g = values_[i];
+            const int* lane = lane_of_ + g.first;
+            const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
+            row_prefetch next =
+                i + 1 < value_groups_ ? values_ahead(i + 1, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
+            with_rows(p_.v, g.head, count, t_.stored_values, t_.value_factor, t_.value_rows, t_.value_scratch,
+                      [&](const auto* rows, const T* factor) {
+                          rows_type into = of_values(g);
+                          finiteness finite = finiteness::unknown;
+                          for (int s = 0; s < n; ++s) {
+                              const tile_segment& part = segments[s];
+                              std::uint64_t bits[tile_keys] = {};
+                              for (int k = 0; k < part.count; ++k) {
+                                  const T* from = t_.weights + (part.begin + k) * lanes;
+                                  T* to = t_.gathered + k * stride;
+                                  if (!part.masked && factor == nullptr) {
+                                      for (int j = 0; j < g.count; ++j) to[j] = from[lane[j]];
+                                      to[g.count] = 0;
+                                      continue;
+                                  }
+                                  for (int j = 0; j < g.count; ++j) {
+                                      const bool seen = !part.masked || (t_.bits[part.begin + k] >> lane[j] & 1) != 0;
+                                      bits[k] |= std::uint64_t{seen} << j;
+                                      to[j] = !seen ? T{0} : factor == nullptr ? from[lane[j]] : from[lane[j]] * factor[part.begin + k];
+                                  }
+                                  to[g.count] = 0;
+                              }
+                              if (part.masked && !tile_finite<P>(finite, rows, count, p_.width()))
+                                  into.add_visible_values(rows + part.begin, part.count, t_.gathered, stride, bits);
+                              else
+                                  into.add_values(rows + part.begin, part.count, t_.gathered, stride, next);
+                          }
+                      });
+        }
+    }
+
+    const Problem& p_;
+    const tile_type& t_;
+    T *query_, *out_;
+    rows_type rows_;
+    bool shared_ = false;
+    int count_ = 0, key_groups_ = 0, value_groups_ = 0;
+    index batch_ = 0, key_begin_ = 0;
+    group keys_[most_groups], values_[most_groups];
+    int lane_of_[most_groups], slot_of_[most_groups];
+};
+
+}  // namespace heed::inline HEED_ISA
