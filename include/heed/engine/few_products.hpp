@@ -196,11 +196,11 @@ private:
             source.rows(batch_, head, key_begin_ + keys[0], count, nullptr, rows);
         return {rows, count, features, steps};
     }
-    row_prefetch keys_ahead(int group, const index* keys, int count, index steps) const {
-        return ahead(p_.k, keys_[group].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
+    row_prefetch keys_ahead(int number, const index* keys, int count, index steps) const {
+        return ahead(p_.k, keys_[number].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
     }
-    row_prefetch values_ahead(int group, int count, index steps) const {
-        return ahead(p_.v, values_[group].head, t_.keys, count, p_.width(), steps, t_.next_value_rows, t_.next_value_factor);
+    row_prefetch values_ahead(int number, int count, index steps) const {
+        return ahead(p_.v, values_[number].head, t_.keys, count, p_.width(), steps, t_.next_value_rows, t_.next_value_factor);
     }
     void shared_scores(int end, int count) {
         for (int i = 0; i < key_groups_; ++i) {

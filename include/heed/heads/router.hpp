@@ -139,7 +139,7 @@ inline void check(const char* door, const head_routing& how, index heads) {
     require(how.shared <= heads, door, "shared heads", how.shared, "must not exceed heads", heads);
     require(how.active >= 0, door, "active heads", how.active, "must be at least", 0);
     require(how.active <= heads - how.shared, door, "active heads", how.active, "must not exceed routed heads", heads - how.shared);
-    require(how.active > 0 || how.shared == heads, door, "active heads", how.active, "must be at least 1 beside routed heads",
+    require(how.active > 0 || how.shared == heads, door, "active heads", how.active, "must be at least", 1, "beside routed heads",
             heads - how.shared);
 }
 constexpr bool reads_shared(const head_routing& how) { return how.shared > 1 && !how.straight_through; }
