@@ -1,6 +1,9 @@
 # A short training by softmax and by each linear attention, the gradient of every mechanism, a resumed run and refusals. The run of two
 # minutes is the program without options. Threads that wait do not spin: where other programs use the cores that takes ten times as long.
-target_sources(example_08_train_gpt PRIVATE train_gpt/softmax_mechanisms.cpp train_gpt/linear_mechanisms.cpp)
+include("${CMAKE_CURRENT_SOURCE_DIR}/train_gpt/model.cmake")
+heed_link_train_gpt_model(example_08_train_gpt float)
+# Only the check of gradients: with little optimisation that compiles in two thirds of the time.
+heed_link_train_gpt_model(example_08_train_gpt double -O1)
 target_compile_definitions(example_08_train_gpt PRIVATE "TRAIN_GPT_TEXT=\"${PROJECT_SOURCE_DIR}\"")
 
 add_test(NAME examples/08_train_gpt_gradient COMMAND example_08_train_gpt --check-gradient)

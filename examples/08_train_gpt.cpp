@@ -6,7 +6,6 @@
 //     train_gpt ... --checkpoint run.gpt --resume                   goes on where Ctrl-C ended the same call
 // The loss to beat is that of byte pairs, which is printed beside it. A mechanism joins by one line in train_gpt/mechanism.hpp.
 // Where other programs use the cores, OMP_WAIT_POLICY=passive in the environment keeps the threads from spinning against them.
-#include <heed/heed.hpp>
 #include <heed/interop/openmp.hpp>
 
 #include "train_gpt/chart.hpp"
@@ -14,15 +13,15 @@
 #include "train_gpt/gradient_check.hpp"
 #include "train_gpt/model.hpp"
 #include "train_gpt/optimiser.hpp"
+#include "train_gpt/options.hpp"
+#include "train_gpt/progress_line.hpp"
 #include "train_gpt/text.hpp"
 
 #include <fmt/core.h>
-#include <unistd.h>
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdint>
@@ -44,14 +43,12 @@ using gpt::path;
 
 constexpr int bad_options = 2, interrupted_by_user = 130;
 
-struct options {
-    gpt::shape shape{.layers = 4, .width = 128, .heads = 4, .context = 128};
+struct options : gpt::training_options {
+    options()
+        : training_options{.shape = {.layers = 4, .width = 128, .heads = 4, .context = 128}, .sequences = 16, .steps = 900, .rate = 4e-3} {}
     path text = TRAIN_GPT_TEXT, checkpoint, csv, svg;
     std::string attention = "softmax", prompt = "// ";
-    index sequences = 16, steps = 900, evaluate_every = 100, save_every = 100, stop_after = 0, sample = 400;
-    double rate = 4e-3;
-    std::uint64_t seed = 1;
-    int threads = 0;
+    index evaluate_every = 100, save_every = 100, stop_after = 0, sample = 400;
     bool resume = false, check_gradient = false;
 };
 
@@ -61,43 +58,6 @@ void interrupt(int signal) {
     interrupted = 1;
     std::signal(signal, SIG_DFL);
 }
-
-// One line that is written over on a terminal, and a line now and then elsewhere.
-class progress_line {
-public:
-    progress_line(const options& o, index begin) : options_(o), begin_(begin) {}
-
-    void show(index step, const std::vector<gpt::point>& curve) {
-        const double seconds = elapsed();
-        const bool last = step == options_.steps || step == begin_ + options_.stop_after;
-        const bool due = terminal_ ? seconds > shown_ + 0.1 : (step - begin_) % std::max<index>(1, options_.steps / 20) == 0;
-        if (!due && !last && !curve.back().validation) return;
-        shown_ = seconds;
-        const double pace = static_cast<double>(step - begin_) / seconds;
-        const auto left = static_cast<index>(static_cast<double>(options_.steps - step) / pace);
-        if (curve.back().validation) validation_ = fmt::format("{:.3f}", *curve.back().validation);
-        // A mean over the last steps, because single batches differ.
-        const auto recent = std::min<std::size_t>(20, curve.size());
-        double loss = 0;
-        for (std::size_t i = curve.size() - recent; i < curve.size(); ++i) loss += curve[i].training;
-        constexpr std::size_t width = 20;
-        const auto done = width * static_cast<std::size_t>(step) / static_cast<std::size_t>(options_.steps);
-        fmt::print("{}step {:5}/{} [{}{}] loss {:.3f}  validation {:5}  {:6.0f} tokens/s  {}:{:02} left  {}", terminal_ ? "\r" : "", step,
-                   options_.steps, std::string(done, '='), std::string(width - done, ' '), loss / static_cast<double>(recent), validation_,
-                   pace * static_cast<double>(options_.sequences * options_.shape.context), left / 60, left % 60,
-                   terminal_ && !last ? "" : "\n");
-        std::fflush(stdout);
-    }
-    double elapsed() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
-private:
-    const options& options_;
-    index begin_;
-    bool terminal_ = isatty(STDOUT_FILENO) == 1;
-    std::string validation_ = "-";
-    double shown_ = -1;
-    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 double validation_loss(gpt::model<float>& network, const std::vector<gpt::batch>& parts, index context) {
     double sum = 0, count = 0;
@@ -113,7 +73,8 @@ double validation_loss(gpt::model<float>& network, const std::vector<gpt::batch>
 std::string sample(gpt::model<float>& network, const options& o) {
     constexpr float temperature = 0.7f;
     std::mt19937_64 random(o.seed);
-    std::vector<std::uint8_t> text(o.prompt.begin(), o.prompt.end());
+    std::vector<gpt::token> text;
+    for (const char c : o.prompt) text.push_back(static_cast<unsigned char>(c));
     for (index i = 0; i < o.sample; ++i) {
         const auto seen = std::min(text.size(), static_cast<std::size_t>(o.shape.context));
         const auto logits = network.next_logits(std::span(text).last(seen));
@@ -121,11 +82,10 @@ std::string sample(gpt::model<float>& network, const options& o) {
         float rest = weights.sum() * static_cast<float>(static_cast<double>(random() >> 11) * 0x1p-53);
         index chosen = 0;
         while (chosen + 1 < weights.size() && (rest -= weights(chosen)) >= 0) ++chosen;
-        text.push_back(static_cast<std::uint8_t>(chosen));
+        text.push_back(static_cast<gpt::token>(chosen));
     }
-    std::string printable(text.begin(), text.end());
-    for (char& c : printable)
-        if (c != '\n' && (c < ' ' || c > '~')) c = '?';
+    std::string printable;
+    for (const gpt::token c : text) printable += c == '\n' || (c >= ' ' && c <= '~') ? static_cast<char>(c) : '?';
     return printable;
 }
 
@@ -164,7 +124,7 @@ int train(const options& o) {
     fmt::print("{} bytes of text, {} weights, {} attention, {} threads; loss in nats a byte, of byte pairs {:.3f}\n", text.size(),
                network.values.all.size(), o.attention, threads.workers(), bigram);
     const index begin = reached.step, end = o.stop_after > 0 ? std::min(o.steps, begin + o.stop_after) : o.steps;
-    progress_line line(o, begin);
+    gpt::progress_line line(begin, end, o.steps, o.sequences * o.shape.context);
     while (reached.step < end && interrupted == 0) {
         const gpt::batch part = text.training(o.seed, reached.step, o.sequences);
         const double loss = network.differentiate(part.tokens, part.next, o.shape.context);
@@ -201,19 +161,12 @@ int main(int argc, char** argv) {
     options o;
     CLI::App app{"Trains a small GPT on bytes of text and prints a sample."};
     app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-    const auto positive = CLI::Range(heed::index{1}, heed::index{1} << 24);
+    const auto positive = gpt::positive();
     const auto names = gpt::mechanism_names();
     app.add_option("--text", o.text, "file to learn from, or a folder whose .md and .hpp files are read")->capture_default_str();
     app.add_option("--attention", o.attention, "mechanism")->check(CLI::IsMember(names))->capture_default_str();
-    app.add_option("--layers", o.shape.layers)->check(positive)->capture_default_str();
-    app.add_option("--width", o.shape.width, "features of a token; an even number for each head")->check(positive)->capture_default_str();
-    app.add_option("--heads", o.shape.heads)->check(positive)->capture_default_str();
+    gpt::add_options(app, o);
     app.add_option("--context", o.shape.context, "bytes that the model sees")->check(positive)->capture_default_str();
-    app.add_option("--batch", o.sequences, "sequences of a step")->check(positive)->capture_default_str();
-    app.add_option("--steps", o.steps)->check(positive)->capture_default_str();
-    app.add_option("--rate", o.rate, "learning rate at its peak")->capture_default_str();
-    app.add_option("--seed", o.seed)->capture_default_str();
-    app.add_option("--threads", o.threads, "0: as many as OpenMP offers")->check(CLI::Range(0, 4096))->capture_default_str();
     app.add_option("--evaluate-every", o.evaluate_every, "steps between validations")->check(positive)->capture_default_str();
     auto* checkpoint = app.add_option("--checkpoint", o.checkpoint, "file for the state of the run");
     app.add_flag("--resume", o.resume, "go on from the checkpoint")->needs(checkpoint);
@@ -227,11 +180,7 @@ int main(int argc, char** argv) {
     app.add_flag("--check-gradient", o.check_gradient, "compare the gradient of every mechanism with finite differences, then end");
     try {
         app.parse(argc, argv);
-        if (o.shape.width % (2 * o.shape.heads) != 0)
-            throw CLI::ValidationError("--width",
-                                       fmt::format("{} must be a multiple of twice the heads ({})", o.shape.width, o.shape.heads));
-        if (!(o.rate > 0) || !std::isfinite(o.rate))
-            throw CLI::ValidationError("--rate", fmt::format("{} must be finite and above 0", o.rate));
+        gpt::check_options(o);
         if (o.prompt.empty()) throw CLI::ValidationError("--prompt", "must not be empty");
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? EXIT_SUCCESS : bad_options;

@@ -1,8 +1,9 @@
-# cmake -DCHECK=<name> -DPROGRAM=<train_gpt> -DFOLDER=<empty or not there> [-DATTENTION=<mechanism>] -P check.cmake
+# cmake -DCHECK=<name> -DPROGRAM=<train_gpt or train_mqar> -DFOLDER=<empty or not there> [-DATTENTION=<mechanism>] -P check.cmake
 #
 # training: the loss falls below that of byte pairs. resume: a run in three parts, one of them on one thread, ends with the bytes of an
 # uninterrupted one.
 # interrupt: Ctrl-C saves. errors: what does not fit ends with its exit code and a sentence on stderr, and changes no file.
+# recall, recall_errors: the same for train_mqar; what sees every key recalls the values, a window only those that it reaches.
 cmake_minimum_required(VERSION 3.25)
 
 file(REMOVE_RECURSE "${FOLDER}")
@@ -158,6 +159,54 @@ function(check_errors)
             message(FATAL_ERROR "${file} was changed")
         endif()
     endforeach()
+endfunction()
+
+function(check_recall)
+    run(0 "^$" --pairs 4 --length 24 --vocabulary 33 --width 32 --layers 1 --window 6 --batch 32 --steps 450 --threads 2 --json recall.json)
+    file(READ "${FOLDER}/recall.json" results)
+    foreach(i RANGE 3)
+        string(JSON name GET "${results}" mechanisms ${i} mechanism)
+        list(APPEND names ${name})
+        foreach(number accuracy accuracy_near accuracy_far loss)
+            string(JSON ${name}_${number} GET "${results}" mechanisms ${i} ${number})
+        endforeach()
+        string(JSON first GET "${results}" mechanisms ${i} losses 0)
+        string(JSON count LENGTH "${results}" mechanisms ${i} losses)
+        if(NOT ${name}_loss LESS first OR NOT count EQUAL 450)
+            message(FATAL_ERROR "the loss of ${name} must fall in 450 steps: from ${first} to ${${name}_loss} in ${count}")
+        endif()
+    endforeach()
+    if(NOT names STREQUAL "softmax;sliding-window;lightning;dma")
+        message(FATAL_ERROR "recall.json has ${names}")
+    endif()
+    # A guess among all 16 values is right for 6 % of the questions, one among the 4 of the sequence for 25 %.
+    foreach(name softmax dma)
+        if(NOT ${name}_accuracy GREATER 0.95 OR NOT ${name}_accuracy_far GREATER 0.95)
+            message(FATAL_ERROR "${name} must recall more than 95 %: ${${name}_accuracy}, far ones ${${name}_accuracy_far}")
+        endif()
+    endforeach()
+    if(NOT sliding-window_accuracy_far LESS 0.4 OR NOT lightning_accuracy GREATER sliding-window_accuracy)
+        message(FATAL_ERROR "the window must not recall far values (${sliding-window_accuracy_far}), and fewer than lightning does")
+    endif()
+endfunction()
+
+function(check_recall_errors)
+    run(1 "^train_mqar: cannot write to missing/a\\.json: there is no folder missing\n$" --json missing/a.json)
+    run(1 "^train_mqar: the loss of softmax is not finite at step [0-9]+; a smaller --rate than 1e\\+30 helps\n$" --width 16 --batch 2
+        --mechanisms softmax --rate 1e30)
+    run(2 "--vocabulary: 32 leaves 15 keys, but 16 pairs need as many" --vocabulary 32 --pairs 16)
+    run(2 "--length: 47 is too short for 16 pairs and as many questions, which take 48 tokens" --length 47 --pairs 16)
+    run(2 "--mechanisms: dma is there twice" --mechanisms dma,softmax,dma)
+    run(2 "--mechanisms: none not in" --mechanisms softmax,none)
+    run(2 "--width: 18 must be a multiple of twice the heads \\(2\\)" --width 18)
+    run(2 "--rate: nan must be finite and above 0" --rate nan)
+    run(2 "--window: Value 0 not in range" --window 0)
+    run(2 "--pairs" --pairs 0)
+    run(2 "--steps" --steps 0)
+    file(GLOB files "${FOLDER}/*")
+    if(files)
+        message(FATAL_ERROR "files came: ${files}")
+    endif()
 endfunction()
 
 cmake_language(CALL check_${CHECK})

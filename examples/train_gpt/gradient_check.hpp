@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 #include <random>
 #include <string>
@@ -16,14 +15,15 @@
 namespace gpt {
 
 // Largest error of a tensor's gradient relative to its length, over some 40 numbers of each tensor.
-inline double gradient_error(const std::string& attention, const heed::openmp& threads) {
-    const shape s{.layers = 2, .width = 24, .heads = 3, .context = 20};
+inline double gradient_error(const std::string& attention, index convolution, const heed::openmp& threads) {
+    const shape s{.layers = 2, .width = 24, .heads = 3, .context = 20, .vocabulary = 32, .convolution = convolution};
     constexpr std::size_t sequences = 4;
     model<double> m(s, attention, threads, 1);
     std::mt19937_64 random(2);
-    std::vector<std::uint8_t> tokens(sequences * static_cast<std::size_t>(s.context)), next(tokens.size());
-    for (auto* bytes : {&tokens, &next})
-        for (auto& b : *bytes) b = static_cast<std::uint8_t>(random() % 7);
+    std::vector<token> tokens(sequences * static_cast<std::size_t>(s.context)), next(tokens.size());
+    for (auto* some : {&tokens, &next})
+        for (token& t : *some) t = static_cast<token>(random() % 7);
+    for (std::size_t i = 0; i < next.size(); i += 5) next[i] = no_target;
     // Gains that differ from each other, and weights large enough for scores that matter.
     for (auto& t : m.values.tensors)
         for (index i = 0; i < t.values.size(); ++i) t.values.data()[i] *= 1.5 + 0.5 * std::sin(static_cast<double>(i));
@@ -56,11 +56,13 @@ inline double gradient_error(const std::string& attention, const heed::openmp& t
 inline bool check_gradients(const heed::openmp& threads) {
     constexpr double allowed = 1e-6;
     bool all = true;
-    for (const std::string& name : mechanism_names()) {
-        const double error = gradient_error(name, threads);
+    const auto check = [&](const std::string& name, const std::string& attention, index convolution) {
+        const double error = gradient_error(attention, convolution, threads);
         fmt::print("{:20} gradient and differences agree to {:.1e}, allowed {:.0e}\n", name, error, allowed);
         all = all && error <= allowed;
-    }
+    };
+    for (const std::string& name : mechanism_names()) check(name, name, 0);
+    check("convolution", "softmax", 3);
     return all;
 }
 

@@ -29,7 +29,6 @@ table<T> linear_mechanisms(const shape& s, const heed::openmp& threads) {
     };
 }
 
-template table<float> linear_mechanisms(const shape&, const heed::openmp&);
-template table<double> linear_mechanisms(const shape&, const heed::openmp&);
+template table<TRAIN_GPT_NUMBER> linear_mechanisms(const shape&, const heed::openmp&);
 
 }  // namespace gpt

@@ -6,6 +6,7 @@
 #include <heed/tensor/view.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -15,10 +16,18 @@ namespace gpt {
 
 using heed::index;
 
-// Sizes of the model; tokens are bytes.
+using token = std::int32_t;
+inline constexpr token no_target = -1;  // where nothing is to be foretold
+
+// Sizes of the model.
 struct shape {
-    static constexpr index vocabulary = 256, growth = 4;  // the hidden layer is `growth` times as wide as the model
-    index layers, width, heads, context;
+    static constexpr index growth = 4;  // the hidden layer is `growth` times as wide as the model
+    index layers = 0, width = 0, heads = 0, context = 0;
+    index window = 0;        // tokens that a sliding window reaches back, and keys that dynamic masks keep; 0: a quarter of the context
+    index vocabulary = 256;  // tokens are 0 to vocabulary - 1, of text bytes
+    index convolution = 0;   // tokens that each channel of queries, keys and values is a weighted sum over; 0: no convolution
+
+    index reach() const { return window > 0 ? window : context / 4; }
 };
 
 // Forward writes made.out and, for the backward, a number a row into made.lse; backward takes them and writes the gradients. All views
@@ -39,7 +48,7 @@ template <class T>
 using table = std::map<std::string, mechanism<T>>;
 
 // The mechanisms of the attention door, and those of linear attention; slopes are those of alibi, one a head, and must outlive them. Both
-// are compiled once, for float and double, in files of their own.
+// are compiled once for float, and once for double, in files of their own.
 template <class T>
 table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes);
 template <class T>

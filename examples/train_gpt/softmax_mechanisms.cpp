@@ -87,17 +87,15 @@ mechanism<T> by_dynamic_mask(bool rotates, heed::index kept, const heed::openmp&
 template <class T>
 table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
     constexpr bool rotary = true, as_it_is = false;
-    const heed::index quarter = std::max<heed::index>(1, s.context / 4);
     return {
         {"softmax", by_attention<T>(rotary, threads, heed::causal)},
-        {"sliding-window", by_attention<T>(rotary, threads, heed::causal, heed::sliding_window{.left = s.context / 4})},
+        {"sliding-window", by_attention<T>(rotary, threads, heed::causal, heed::sliding_window{.left = s.reach()})},
         {"alibi", by_attention<T>(as_it_is, threads, heed::causal, heed::alibi{slopes})},
         {"softcap", by_attention<T>(rotary, threads, heed::causal, heed::softcap{20})},
-        {"dma", by_dynamic_mask<T>(rotary, quarter, threads)},
+        {"dma", by_dynamic_mask<T>(rotary, std::max<heed::index>(1, s.reach()), threads)},
     };
 }
 
-template table<float> softmax_mechanisms(const shape&, const heed::openmp&, const std::vector<float>&);
-template table<double> softmax_mechanisms(const shape&, const heed::openmp&, const std::vector<float>&);
+template table<TRAIN_GPT_NUMBER> softmax_mechanisms(const shape&, const heed::openmp&, const std::vector<float>&);
 
 }  // namespace gpt

@@ -54,7 +54,7 @@ inline std::string read_text(const path& where) {
 
 // Tokens and the token that follows each, for sequences of one length behind each other.
 struct batch {
-    std::vector<std::uint8_t> tokens, next;
+    std::vector<token> tokens, next;
     void add(std::span<const std::uint8_t> text, std::size_t begin, index length) {
         const auto from = text.begin() + static_cast<std::ptrdiff_t>(begin);
         tokens.insert(tokens.end(), from, from + length);
