@@ -236,6 +236,7 @@ concept FeatureMap = requires(const F& f, const T* x, T* to, index d) {
 // tasks the door shares out.
 //   std::array<index, N> out_shape(const std::array<index, N>& x)   optional; without it that of x
 //   void check(const char* door, const view<const T, N>& x)        throws std::invalid_argument for parameters that do not fit
+//   void check_layout(door, name, view)                            optional: the same for strides of x, out and their gradients
 //   void each_parameter(f)                                         f(name, view) for all that it reads besides x
 //   void each_output(x, f)                                         optional: f(name, view) for all that it writes besides out
 //   auto work<P>(x, out), auto work_backward<P>(x, d_out, dx, into)   P: vectors of T; `into` is a `struct gradients` of destinations, empty

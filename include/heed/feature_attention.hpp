@@ -83,16 +83,22 @@ void each_read(const Gate& gate, const view<const T, Rank>& x, F&& f) {
         if (v.data != nullptr) f(name, v);
     });
 }
+template <class Gate, class V>
+void check_layout(const char* door, const Gate& gate, const char* name, const V& v) {
+    if constexpr (requires { gate.check_layout(door, name, v); }) gate.check_layout(door, name, v);
+}
 template <class Gate, class T, int Rank>
 HEED_NOINLINE void check_gate_operands(const char* door, const Gate& gate, const view<const T, Rank>& x) {
     each_read(gate, x, [&](const char* name, const auto& v) { check_view(door, name, v); });
     gate.check(door, x);
+    check_layout(door, gate, "x", x);
 }
 template <class Gate, class T, int Rank>
 HEED_NOINLINE void check_feature(const char* door, const Gate& gate, const view<const T, Rank>& x, const view<T, Rank>& out) {
     check_gate_operands(door, gate, x);
     check_distinct(door, "out", out);
     same_shape(door, "out", out.shape, "what the gate makes of x", gate_shape(gate, x.shape));
+    check_layout(door, gate, "out", out);
     each_read(gate, x, [&](const char* name, const auto& v) { check_apart(door, "out", out, name, v); });
     if constexpr (requires { gate.each_output(x, [](const char*, const auto&) {}); })
         gate.each_output(x, [&](const char* written, const auto& w) {

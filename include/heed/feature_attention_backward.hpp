@@ -31,6 +31,8 @@ HEED_NOINLINE void check_feature_backward(const char* door, const Gate& gate, co
     same_shape(door, "d_out", d_out.shape, "what the gate makes of x", gate_shape(gate, x.shape));
     check_distinct(door, "dx", dx);
     same_shape(door, "dx", dx.shape, "that of x", x.shape);
+    check_layout(door, gate, "d_out", d_out);
+    check_layout(door, gate, "dx", dx);
     const auto apart = [&](const char* written, const auto& w) {
         check_apart(door, written, w, "d_out", d_out);
         each_read(gate, x, [&](const char* name, const auto& v) { check_apart(door, written, w, name, v); });

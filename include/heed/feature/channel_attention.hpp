@@ -47,11 +47,14 @@ struct channel_attention {
         const index channels = x.extent(2) / 3;
         require(groups >= 1, door, "channel_attention groups", groups, "must be at least", 1);
         require(channels % groups == 0, door, "channels", channels, "must be a multiple of channel_attention groups", groups);
-        require(x.stride(2) == 1 || x.extent(2) <= 1, door, "x last stride", x.stride(2), "must be", 1);
         require(std::isfinite(scale.value_or(1)), door, "channel_attention scale", scale.value_or(1), "must be finite");
         for (const int role : roles) require(role >= 0 && role < 3, door, "channel_attention role", role, "must be from 0 to", 2);
         require(roles[0] != roles[1] && roles[1] != roles[2] && roles[0] != roles[2], door,
                 "channel_attention roles must be three different thirds");
+    }
+    template <class V>
+    static void check_layout(const char* door, const char* name, const V& v) {
+        require(v.stride(2) == 1 || v.extent(2) <= 1, door, name, "last stride", v.stride(2), "must be", 1);
     }
     template <class F>
     void each_parameter(F&&) const {}
@@ -143,7 +146,7 @@ public:
     static void finish(double*) {}
 
 private:
-    static constexpr index part_tokens = 8 * channel_shape<P>::tokens;
+    static constexpr index part_tokens = 16 * channel_shape<P>::tokens;
     bool backward() const { return dx_.data != nullptr; }
     index parts() const { return (x_.extent(1) + part_tokens - 1) / part_tokens; }
     index grams() const { return backward() ? 2 : 1; }
@@ -187,10 +190,15 @@ private:
 
     // The parts of a gram, added up in double.
     void total(const work_memory<T>& memory, index batch, index g, index number, T* to) const {
-        for (index e = 0; e < shape_.size(); ++e) {
-            double sum = 0;
-            for (index p = 0; p < parts(); ++p) sum += static_cast<double>(gram(memory, batch, g, p)[number * shape_.size() + e]);
-            to[e] = static_cast<T>(sum);
+        constexpr index run = 64;
+        for (index e = 0; e < shape_.size(); e += run) {
+            const index n = std::min(run, shape_.size() - e);
+            double sums[run] = {};
+            for (index p = 0; p < parts(); ++p) {
+                const T* part = gram(memory, batch, g, p) + number * shape_.size() + e;
+                for (index i = 0; i < n; ++i) sums[i] += static_cast<double>(part[i]);
+            }
+            for (index i = 0; i < n; ++i) to[e + i] = static_cast<T>(sums[i]);
         }
     }
     void weigh(index batch, index g, const work_memory<T>& memory) const {

@@ -103,6 +103,8 @@ struct gaussian_rule {
     static constexpr int N = 4;
     static constexpr index width = N * P::lanes, block = 32;
     static constexpr T smallest_sum = static_cast<T>(0x1p-40);
+    // Exponents below which p is 0: with them the product would be denormal, which costs a hundred cycles.
+    static constexpr T lowest = sizeof(T) == 4 ? -100 : -980;
     struct four {
         P v[N];
         HEED_INLINE void fill(T x) {
@@ -141,7 +143,7 @@ struct gaussian_rule {
             sum.fill(0), dot.fill(0);
             weigh(part, r, l, sum, dot);
         }
-        normalise(l, sum);
+        normalise(l, sum, width);
         if (part != gaussian_part::gradient) return apply(part, r, l);
         four slopes[3];
         for (four& s : slopes) s.fill(0);
@@ -210,7 +212,7 @@ struct gaussian_rule {
             bound(l);
             weigh_all();
         }
-        normalise(l, sum);
+        normalise(l, sum, 1);
         if (part != gaussian_part::gradient) {
             apply(part, body, l);
             apply(part, tail, l);
@@ -286,10 +288,11 @@ private:
             of_block.fill(0), dot_of_block.fill(0);
             for (index k = i; k < std::min(r.count, i + block); ++k) {
                 const T* x = r.x + k * r.x_stride;
-                P e[N];
-                for (int j = 0; j < N; ++j) e[j] = exponent(l, j, P::load(x + j * P::lanes));
+                P e[N], of[N];
+                for (int j = 0; j < N; ++j) of[j] = e[j] = exponent(l, j, P::load(x + j * P::lanes));
                 exp2_all(e);
                 for (int j = 0; j < N; ++j) {
+                    e[j] = select(of[j] < P(lowest), P(0), e[j]);
                     e[j].store(r.y + k * r.y_stride + j * P::lanes);
                     of_block.v[j] += e[j];
                 }
@@ -325,8 +328,8 @@ private:
         constexpr T least = -std::numeric_limits<T>::max() / 2;
         for (int j = 0; j < N; ++j) l.top.v[j] = select(l.top.v[j] < P(least), P(least), l.top.v[j]);
     }
-    // The factor of p, and 1 where gates sum to 1, 0 where the sum of densities is below epsilon.
-    HEED_NOINLINE void normalise(line& l, const four& sum) const {
+    // Of so many lanes, or of all from the first: the factor of p, and 1 where gates sum to 1, 0 where the sum of densities is below epsilon.
+    HEED_NOINLINE void normalise(line& l, const four& sum, index lanes) const {
         const double least = std::log2(epsilon), constant = head.constant * std::numbers::log2e, rate = head.spread * std::numbers::log2e / 2;
         bool low = false;
         for (int j = 0; j < N; ++j) {
@@ -339,11 +342,15 @@ private:
         if (!low) return;
         T sums[width], tops[width], variances[width], factors[width], keeps[width];
         sum.store(sums), l.top.store(tops), l.variance.store(variances), l.factor.store(factors), l.keep.store(keeps);
-        for (index i = 0; i < width; ++i) {
+        for (index i = 0; i < lanes; ++i) {
             const double before = static_cast<double>(tops[i]) + (constant - rate / static_cast<double>(variances[i]));
             if (std::log2(static_cast<double>(sums[i])) + before >= least || std::isnan(sums[i])) continue;
             factors[i] = static_cast<T>(std::exp2(before - least));
             keeps[i] = 0;
+        }
+        if (lanes == 1) {
+            std::fill(factors, factors + width, factors[0]);
+            std::fill(keeps, keeps + width, keeps[0]);
         }
         for (int j = 0; j < N; ++j) {
             l.factor.v[j] = P::load(factors + j * P::lanes);

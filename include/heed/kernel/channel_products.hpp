@@ -34,16 +34,39 @@ struct token_block {
     const T* row(index n) const { return first + n * stride; }
 };
 
+// The rows that come later, on their way to the second cache while others are multiplied: rows of a group are too far apart for the
+// processor to see them coming.
+template <class T>
+struct rows_ahead {
+    token_block<T> next;
+    index bytes, at = 0;
+    HEED_INLINE void step(index rows) {
+        for (const index end = std::min(next.count, at + rows); at < end; ++at) {
+            const char* row = reinterpret_cast<const char*>(next.row(at));
+            for (index b = 0; b < bytes; b += 64) prefetch(row + b);
+        }
+    }
+};
+
 template <int N, class P>
 HEED_NOINLINE void add_gram_of(const channel_shape<P>& s, const typename P::value_type* const* a, const typename P::value_type* b,
-                               index stride, index count, typename P::value_type* gram) {
+                               index stride, index count, rows_ahead<typename P::value_type> ahead_a,
+                               rows_ahead<typename P::value_type> ahead_b, typename P::value_type* gram) {
     constexpr int M = static_cast<int>(channel_shape<P>::rows);
-    const index pitch = s.pitch();
+    constexpr index piece = 16;
+    const index pitch = s.pitch(), pieces = pitch / (N * P::lanes) * (s.height() / M) * ((count + piece - 1) / piece);
+    const index share = (count + pieces - 1) / pieces;
     for (index j = 0; j < pitch; j += N * P::lanes)
         for (index i = 0; i < s.height(); i += M) {
             register_tile<M, N, P> tile;
             tile.zero();
-            tile.multiply_columns(a, i, count, b + j, stride);
+            index n = 0;
+            for (; n + piece <= count; n += piece) {
+                ahead_a.step(share);
+                ahead_b.step(share);
+                tile.multiply_columns(a + n, i, piece, b + n * stride + j, stride);
+            }
+            tile.multiply_columns(a + n, i, count - n, b + n * stride + j, stride);
             for (int r = 0; r < M; ++r)
                 for (int v = 0; v < N; ++v) {
                     auto* to = gram + (i + r) * pitch + j + v * P::lanes;
@@ -56,6 +79,10 @@ template <class P>
 void add_gram(const channel_shape<P>& s, token_block<typename P::value_type> a, token_block<typename P::value_type> b,
               typename P::value_type* scratch, typename P::value_type* gram) {
     using T = typename P::value_type;
+    const auto behind = [&](const token_block<T>& x) {
+        return rows_ahead<T>{{x.row(x.count), x.stride, x.count}, s.channels * static_cast<index>(sizeof(T))};
+    };
+    const auto ahead_a = behind(a), ahead_b = behind(b);
     if (!s.in_place()) {
         const auto copy = [&](token_block<T>& x, T* to, index width) {
             for (index n = 0; n < x.count; ++n)
@@ -68,9 +95,9 @@ void add_gram(const channel_shape<P>& s, token_block<typename P::value_type> a, 
     const T* rows[static_cast<std::size_t>(channel_shape<P>::tokens)];
     for (index n = 0; n < a.count; ++n) rows[n] = a.row(n);
     if (s.vectors() == 2)
-        add_gram_of<2, P>(s, rows, b.first, b.stride, b.count, gram);
+        add_gram_of<2, P>(s, rows, b.first, b.stride, b.count, ahead_a, ahead_b, gram);
     else
-        add_gram_of<1, P>(s, rows, b.first, b.stride, b.count, gram);
+        add_gram_of<1, P>(s, rows, b.first, b.stride, b.count, ahead_a, ahead_b, gram);
 }
 
 template <int N, class P>
@@ -78,6 +105,7 @@ HEED_NOINLINE void mix_channels_of(const channel_shape<P>& s, const token_block<
                                    const typename P::value_type* m, typename P::value_type* y, index stride) {
     using T = typename P::value_type;
     constexpr int M = static_cast<int>(channel_shape<P>::rows);
+    constexpr index distance = 32;
     for (index n = 0; n < x.count; n += M) {
         // The last token stands in for those behind it.
         const T* rows[M];
@@ -85,6 +113,10 @@ HEED_NOINLINE void mix_channels_of(const channel_shape<P>& s, const token_block<
         for (index j = 0; j < s.channels; j += N * P::lanes) {
             register_tile<M, N, P> tile;
             tile.zero();
+            for (int r = 0; r < M; ++r)
+                for (index b = 0; b < N * P::lanes; b += static_cast<index>(64 / sizeof(T))) {
+                    __builtin_prefetch(x.row(n + distance + r) + j + b, 0, 3);
+                }
             tile.multiply_rows(rows, s.channels, m + j, s.pitch());
             if (n + M <= x.count && j + N * P::lanes <= s.channels) {
                 tile.store(y + n * stride + j, stride);
