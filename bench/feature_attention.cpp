@@ -44,7 +44,8 @@ figure channels(index tokens, index width, index groups, double bar) {
                                                     dense(out.data(), std::array{index{1}, tokens, width}), gate);
                     };
                     call(1);
-                    const double flops = 4. * static_cast<double>(tokens) * static_cast<double>(width) * static_cast<double>(width / groups);
+                    const double flops =
+                        4. * static_cast<double>(tokens) * static_cast<double>(width) * static_cast<double>(width / groups);
                     return fraction_of_peak<float>(settings, flops, call);
                 });
             }};
@@ -140,11 +141,8 @@ figure gaussian(index outer, index length, index inner, index gaussians, double 
 
 std::vector<figure> feature_figures() {
     return {
-        channels(3136, 96, 3, 0.60),
-        gaussian(4096, 1024, 1, 1, 0.6),
-        gaussian(4096, 1024, 1, 8, 0.6),
-        gaussian(4, 1024, 1024, 1, 0.6),
-        gaussian(4, 1024, 1024, 8, 0.6),
+        channels(3136, 96, 3, 0.60),     gaussian(4096, 1024, 1, 1, 0.6), gaussian(4096, 1024, 1, 8, 0.6),
+        gaussian(4, 1024, 1024, 1, 0.6), gaussian(4, 1024, 1024, 8, 0.6),
     };
 }
 

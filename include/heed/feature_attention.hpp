@@ -134,8 +134,7 @@ feature_plan plan_work(const Work& work, index workers) {
 template <class T, class Work, class... Policies>
 void do_work(const char* door, const Work& work, const Policies&... policies) {
     const auto executor = one_on<axes::executor>(sequential{}, policies...);
-    const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door,
-                             plan_work<T>(work, executor.workers()).workspace_bytes);
+    const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door, plan_work<T>(work, executor.workers()).workspace_bytes);
     arena parts(memory.base());
     const work_arrays<T> arrays(work, executor.workers(), parts);
     for (int s = 0; s < work.stages(); ++s)

@@ -10,6 +10,7 @@
 #include <heed/feature_attention_backward.hpp>
 #include <heed/kernel/dual.hpp>
 
+#include <array>
 #include <type_traits>
 #include <vector>
 
@@ -53,36 +54,52 @@ void define(const std::array<index, Rank>& shape, const Gate& gate, const operan
     bound.define(view<const S, Rank>{in[0].data(), shape, layout::dense(shape)}, out);
 }
 
+template <class S, class X, int Rank, class Gate>
+std::vector<S> outputs_in(const view<X, Rank>& x, const Gate& gate) {
+    const std::array<index, Rank> shape = doors::gate_shape(gate, x.shape);
+    index count = 1;
+    for (const index n : shape) count *= n;
+    std::vector<S> y(static_cast<std::size_t>(count), S(0));
+    define<S, Rank>(x.shape, gate, operands_in<S>(x, gate), view<S, Rank>{y.data(), shape, layout::dense(shape)});
+    return y;
+}
+// Of x, then of the parameters; those that nobody asks for are empty.
+template <class S, class X, class G, int Rank, class Gate>
+operand_list<S> gradients_in(const view<X, Rank>& x, const view<G, Rank>& d_out, const Gate& gate) {
+    auto in = operands_in<dual<S>>(x, gate);
+    const auto d_y = dense_copy<S>(d_out);
+    std::vector<dual<S>> y(d_y.size(), dual<S>(S(0)));
+    const view<dual<S>, Rank> out{y.data(), d_out.shape, layout::dense(d_out.shape)};
+    std::vector<bool> wanted{true};
+    doors::gate_destinations(gate).each([&](const auto& into) { wanted.push_back(into.data != nullptr); });
+    operand_list<S> all(in.size());
+    for (std::size_t i = 0; i < in.size(); ++i)
+        for (std::size_t n = 0; wanted[i] && n < in[i].size(); ++n) {
+            in[i][n].d = 1;
+            define<dual<S>, Rank>(x.shape, gate, in, out);
+            in[i][n].d = 0;
+            S sum = 0;
+            for (std::size_t k = 0; k < y.size(); ++k) sum += d_y[k] * y[k].d;
+            all[i].push_back(sum);
+        }
+    return all;
+}
+
 template <class X, int Rank, class Gate>
 void feature_attention(const view<X, Rank>& x, const view<double, Rank>& out, const Gate& gate) {
-    const auto in = operands_in<double>(x, gate);
-    std::vector<double> y(dense_copy<double>(out).size());
-    define<double, Rank>(x.shape, gate, in, view<double, Rank>{y.data(), out.shape, layout::dense(out.shape)});
+    const auto y = outputs_in<double>(x, gate);
     auto next = y.begin();
     each_element(out, [&](double& to) { to = *next++; });
 }
 
-// Null destinations of learned parameters are passed over.
+// Gradients of learned parameters are of the type of their destinations; null ones are passed over.
 template <class X, class G, int Rank, class Gate>
 void feature_attention_backward(const view<X, Rank>& x, const view<G, Rank>& d_out, const view<double, Rank>& dx, const Gate& gate) {
-    using S = dual<double>;
-    auto in = operands_in<S>(x, gate);
-    const auto d_y = dense_copy<double>(d_out);
-    std::vector<S> y(d_y.size());
-    const view<S, Rank> out{y.data(), d_out.shape, layout::dense(d_out.shape)};
-    const auto slope = [&](S& by) {
-        by.d = 1;
-        define<S, Rank>(x.shape, gate, in, out);
-        by.d = 0;
-        double sum = 0;
-        for (std::size_t i = 0; i < y.size(); ++i) sum += d_y[i] * y[i].d;
-        return sum;
-    };
+    const auto all = gradients_in<double>(x, d_out, gate);
     std::size_t operand = 0;
     const auto fill = [&](const auto& into) {
-        auto next = in[operand++].begin();
-        if (into.data != nullptr)
-            each_element(into, [&](auto& to) { to = static_cast<std::remove_reference_t<decltype(to)>>(slope(*next++)); });
+        auto next = all[operand++].begin();
+        if (into.data != nullptr) each_element(into, [&](auto& to) { to = static_cast<std::remove_reference_t<decltype(to)>>(*next++); });
     };
     fill(dx);
     doors::gate_destinations(gate).each(fill);

@@ -52,7 +52,8 @@ answers gaussian_layers(const problem<T>& in, bool residual) {
     answers all;
     for (std::size_t i = 0; i < axes.size(); ++i) {
         const std::string suffix = in.has("m") ? "" : "_" + std::to_string(i);
-        layer l{suffix, axes[i] < 0 ? axes[i] + rank : axes[i], x, in.tensor("m" + suffix, 2), in.tensor("c" + suffix, 2), tensor<T>(x.shape)};
+        layer l{
+            suffix, axes[i] < 0 ? axes[i] + rank : axes[i], x, in.tensor("m" + suffix, 2), in.tensor("c" + suffix, 2), tensor<T>(x.shape)};
         if (l.axis < 0 || l.axis >= rank) throw failure("axis " + std::to_string(axes[i]) + " is not one of x");
         if (l.m.shape != extents_list{heads.at(i), gaussians.at(i)})
             throw failure("array m" + suffix + " has shape " + text_of(l.m.shape) + ", not heads by Gaussians");
@@ -81,10 +82,10 @@ answers gaussian_layers(const problem<T>& in, bool residual) {
     return all;
 }
 
-[[maybe_unused]] const bool registered =
-    register_paper(7, "gaam",
-                   {{"Gaussian gate over one axis, chunk heads", [](const auto& in) { return gaussian_layers(in, false); }},
-                    {"Gaussian gate over one axis, chunk heads, residual layers", [](const auto& in) { return gaussian_layers(in, true); }}});
+[[maybe_unused]] const bool registered = register_paper(
+    7, "gaam",
+    {{"Gaussian gate over one axis, chunk heads", [](const auto& in) { return gaussian_layers(in, false); }},
+     {"Gaussian gate over one axis, chunk heads, residual layers", [](const auto& in) { return gaussian_layers(in, true); }}});
 
 }  // namespace
 }  // namespace golden

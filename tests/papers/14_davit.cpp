@@ -104,8 +104,7 @@ public:
         each_token(maps, [&](index row, index padded) { d_mixed.row(padded) = d_cropped.row(row); });
         heed::attention_backward(part(qkv_, 0), part(qkv_, 1), part(qkv_, 2), forward(), columns(d_mixed, 0, d_mixed.cols()),
                                  part(d_qkv, 0), part(d_qkv, 1), part(d_qkv, 2), windows_, scale_);
-        const matrix<T> d_padded =
-            linear_backward(padded_, this->value("w_qkv"), d_qkv, this->gradient("w_qkv"), this->gradient("b_qkv"));
+        const matrix<T> d_padded = linear_backward(padded_, this->value("w_qkv"), d_qkv, this->gradient("w_qkv"), this->gradient("b_qkv"));
         matrix<T> d_x(d_y.rows(), d_padded.cols());
         each_token(maps, [&](index row, index padded) { d_x.row(row) = d_padded.row(padded); });
         return d_x;

@@ -131,8 +131,7 @@ public:
         const index batch = task / parts(), part = task % parts();
         const index end = std::min(x_.extent(1), (part + 1) * part_tokens);
         if (stage == 0)
-            for (index g = 0; g < gate_.groups; ++g)
-                std::fill_n(gram(memory, batch, g, part), grams() * shape_.size(), T{0});
+            for (index g = 0; g < gate_.groups; ++g) std::fill_n(gram(memory, batch, g, part), grams() * shape_.size(), T{0});
         for (index n = part * part_tokens; n < end; n += shape_.tokens) {
             const index count = std::min(shape_.tokens, end - n);
             for (index g = 0; g < gate_.groups; ++g) {
@@ -160,9 +159,7 @@ private:
     T* matrix(const work_memory<T>& m, index batch, index g, index number) const {
         return of_group(m, batch, g) + (parts() * grams() + number) * shape_.size();
     }
-    index column(int role, index g) const {
-        return gate_.roles[static_cast<std::size_t>(role)] * (x_.extent(2) / 3) + g * shape_.channels;
-    }
+    index column(int role, index g) const { return gate_.roles[static_cast<std::size_t>(role)] * (x_.extent(2) / 3) + g * shape_.channels; }
     token_block<T> tokens(int role, index batch, index g, index n, index count) const {
         return {&x_(batch, n, column(role, g)), x_.stride(1), count};
     }
@@ -173,8 +170,7 @@ private:
     void multiply(index batch, index g, index part, index n, index count, const work_memory<T>& memory) const {
         T* to = gram(memory, batch, g, part);
         add_gram(shape_, tokens(0, batch, g, n, count), tokens(1, batch, g, n, count), memory.scratch, to);
-        if (backward())
-            add_gram(shape_, upstream(batch, g, n, count), tokens(2, batch, g, n, count), memory.scratch, to + shape_.size());
+        if (backward()) add_gram(shape_, upstream(batch, g, n, count), tokens(2, batch, g, n, count), memory.scratch, to + shape_.size());
     }
     void mix(index batch, index g, index n, index count, const work_memory<T>& memory) const {
         if (!backward()) {

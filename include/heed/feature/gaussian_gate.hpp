@@ -1,12 +1,13 @@
 // gaussian_gate{offsets, widths, along}: a product of Gaussians of a feature's own deviation, normalised along an axis, gates the feature
 // (GAAM: Ioannides et al. 2024).
 //
-//   mu, v = mean, unbiased variance + epsilon of a line of the axis;  log p = sum over k of -(x - mu - m_k)^2 / (2 v c_k^2) - log|c_k| sqrt(2 pi)
-//   a = p / max(sum of p, epsilon),  out = x a, or x a + x with residual
+//   mu, v = mean, unbiased variance + epsilon of a line of the axis;  log p = sum over k of -(x - mu - m_k)^2 / (2 v c_k^2) - log|c_k|
+//   sqrt(2 pi) a = p / max(sum of p, epsilon),  out = x a, or x a + x with residual
 // offsets m and widths c are (H, K): head h has the chunk of floor(L / H) positions from h floor(L / H) on, the last the remainder too,
 // with its own statistics. The K Gaussians are one with the sum of 1/c^2 and the mean of m in these weights, so time does not depend on
 // K. padding: elements equal to it count as 0 in the statistics and as themselves in p, and pass through. x may have any rank and
-// strides. weights, if given, takes a, dense in the order of x. A NaN reaches its line of its head; a line that is constant has v = epsilon.
+// strides. weights, if given, takes a, dense in the order of x. A NaN reaches its line of its head; a line that is constant has v =
+// epsilon.
 #pragma once
 
 #include <heed/concepts.hpp>
@@ -54,10 +55,9 @@ struct gaussian_gate {
         require(heads >= 1, door, "gaussian_gate heads", heads, "must be at least", 1);
         require(offsets.extent(1) >= 1, door, "gaussian_gate Gaussians", offsets.extent(1), "must be at least", 1);
         require(widths.extent(0) == heads, door, "gaussian_gate widths heads", widths.extent(0), "must equal offsets heads", heads);
-        require(widths.extent(1) == offsets.extent(1), door, "gaussian_gate widths Gaussians", widths.extent(1), "must equal offsets Gaussians",
-                offsets.extent(1));
-        if (!x.empty())
-            require(length / heads >= 2, door, "gaussian_gate chunk length", length / heads, "must be at least", 2);
+        require(widths.extent(1) == offsets.extent(1), door, "gaussian_gate widths Gaussians", widths.extent(1),
+                "must equal offsets Gaussians", offsets.extent(1));
+        if (!x.empty()) require(length / heads >= 2, door, "gaussian_gate chunk length", length / heads, "must be at least", 2);
         require(epsilon > 0 && std::isfinite(epsilon), door, "gaussian_gate epsilon", epsilon, "must be above", 0);
         require(std::isfinite(padding.value_or(0)), door, "gaussian_gate padding", padding.value_or(0), "must be finite");
         for (index h = 0; h < heads; ++h)
@@ -221,12 +221,13 @@ private:
             const T* g = with_g ? d_out_.data + begin * slope.stride : x;
             double* of_head = with_g ? sums + h * gaussian_sums : nullptr;
             if (direct) {
-                rule.side_by_side(part, {x + from.offset[0], from.stride, y + into.offset[0], into.stride, g + slope.offset[0], slope.stride, n},
+                rule.side_by_side(part,
+                                  {x + from.offset[0], from.stride, y + into.offset[0], into.stride, g + slope.offset[0], slope.stride, n},
                                   width, of_head);
             } else if (n >= long_chunk) {
                 for (index i = 0; i < count; ++i)
-                    one_line(rule, part, x + from.offset[i], from.stride, y + into.offset[i], into.stride, g + slope.offset[i], slope.stride, n,
-                             scratch, of_head);
+                    one_line(rule, part, x + from.offset[i], from.stride, y + into.offset[i], into.stride, g + slope.offset[i],
+                             slope.stride, n, scratch, of_head);
             } else {
                 // Lanes behind the last line repeat the first.
                 const auto copy = [&](const T* base, const places& at, T* tile) {

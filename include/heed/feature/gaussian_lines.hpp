@@ -328,9 +328,11 @@ private:
         constexpr T least = -std::numeric_limits<T>::max() / 2;
         for (int j = 0; j < N; ++j) l.top.v[j] = select(l.top.v[j] < P(least), P(least), l.top.v[j]);
     }
-    // Of so many lanes, or of all from the first: the factor of p, and 1 where gates sum to 1, 0 where the sum of densities is below epsilon.
+    // Of so many lanes, or of all from the first: the factor of p, and 1 where gates sum to 1, 0 where the sum of densities is below
+    // epsilon.
     HEED_NOINLINE void normalise(line& l, const four& sum, index lanes) const {
-        const double least = std::log2(epsilon), constant = head.constant * std::numbers::log2e, rate = head.spread * std::numbers::log2e / 2;
+        const double least = std::log2(epsilon), constant = head.constant * std::numbers::log2e,
+                     rate = head.spread * std::numbers::log2e / 2;
         bool low = false;
         for (int j = 0; j < N; ++j) {
             l.factor.v[j] = P(1) / sum.v[j];

@@ -86,8 +86,8 @@ struct subspace_gate {
         for (const parameter& p : parameters()) {
             if (p.statistic && train) continue;
             const index n = p.of_group ? groups : x.extent(1);
-            require(p.values.extent(0) == n, door, p.name, "entries", p.values.extent(0), p.of_group ? "must equal groups" : "must equal channels",
-                    n);
+            require(p.values.extent(0) == n, door, p.name, "entries", p.values.extent(0),
+                    p.of_group ? "must equal groups" : "must equal channels", n);
         }
         const auto fits = [&](const char* name, const view<T, 1>& v, index n, const char* words) {
             if (v.data != nullptr) require(v.extent(0) == n, door, name, "entries", v.extent(0), words, n);
@@ -130,9 +130,7 @@ struct subspace_gate {
     subspace_gate<S> rebound(F&& f) const {
         subspace_gate<S> g;
         g.groups = groups;
-        const auto norm = [&](const normalisation<T>& n) {
-            return normalisation<S>{f(n.weight), f(n.bias), f(n.mean), f(n.variance)};
-        };
+        const auto norm = [&](const normalisation<T>& n) { return normalisation<S>{f(n.weight), f(n.bias), f(n.mean), f(n.variance)}; };
         g.depthwise = f(depthwise);
         g.depthwise_bias = f(depthwise_bias);
         g.channel_norm = norm(channel_norm);
@@ -212,7 +210,13 @@ public:
 
     subspace_work(const gate_type& gate, const view<const T, 4>& x, const view<const T, 4>& d_out, const view<T, 4>& y,
                   const typename gate_type::gradients& into)
-        : gate_(gate), x_(x), d_out_(d_out), y_(y), into_(into), size_(x.extent(1) / gate.groups), maps_{x.extent(2), x.extent(3)} {}
+        : gate_(gate),
+          x_(x),
+          d_out_(d_out),
+          y_(y),
+          into_(into),
+          size_(x.extent(1) / gate.groups),
+          maps_{x.extent(2), x.extent(3), P::lanes} {}
 
     int stages() const { return backward() ? 5 : 3; }
     index tasks(int stage) const {
@@ -236,6 +240,10 @@ public:
         if (stage == 4) finish_gradient(b, g, memory);
     }
     void finish(const double* sums) const {
+        if (x_.empty())
+            into_.each([](const view<T, 1>& v) {
+                for (index i = 0; v.data != nullptr && i < v.extent(0); ++i) v(i) = T{0};
+            });
         if (!backward() || x_.empty()) return;
         const auto put = [](const view<T, 1>& to, index i, double value) {
             if (to.data != nullptr) to(i) = static_cast<T>(value);
@@ -452,8 +460,7 @@ private:
             const channel_sums z = all_of(c, memory.sums);
             const double w = static_cast<double>(gate_.depthwise(c));
             const double mean = gate_.train ? z.zeroth / entries() : 0;
-            const double along =
-                gate_.train ? w * w * (z.first - s.mean * z.zeroth) / (s.deviation * s.deviation * entries()) : 0;
+            const double along = gate_.train ? w * w * (z.first - s.mean * z.zeroth) / (s.deviation * s.deviation * entries()) : 0;
             maps_.each_place([&](index p, index r, index q) {
                 const double x = static_cast<double>(x_(b, c, r, q)), normal = gate_.train ? x - s.mean : 0;
                 const double own = s.slope * (static_cast<double>(y_(b, c, r, q)) - mean - normal * along);

@@ -34,12 +34,12 @@ struct map_rows {
 
 class feature_maps {
 public:
-    index height, width;
+    index height, width, lanes;
 
     index places() const { return height * width; }
-    // Copies of maps have rows of whole vectors of any processor, and one more on each side.
+    // Copies of maps have rows of whole vectors, and room on each side.
     static constexpr index border = 16;
-    index pitch() const { return (width + border - 1) / border * border; }
+    index pitch() const { return (width + lanes - 1) / lanes * lanes; }
     index plane() const { return (height + 2) * (pitch() + 2 * border); }
     index wide() const { return height * pitch(); }
     index scratch() const { return plane() + wide(); }
@@ -78,9 +78,9 @@ public:
             store_some(l, weights + i, count);
             most = max(l, most);
         });
-        T lanes[P::lanes];
-        most.store(lanes);
-        const P top(*std::max_element(lanes, lanes + P::lanes));
+        T each[P::lanes];
+        most.store(each);
+        const P top(*std::max_element(each, each + P::lanes));
         each_vector<P>(n, [&](index i, index count) {
             const P e = exp(load_some<P>(weights + i, count, -std::numeric_limits<T>::infinity()) - top);
             total += e;

@@ -85,8 +85,7 @@ void add_gram(const channel_shape<P>& s, token_block<typename P::value_type> a, 
     const auto ahead_a = behind(a), ahead_b = behind(b);
     if (!s.in_place()) {
         const auto copy = [&](token_block<T>& x, T* to, index width) {
-            for (index n = 0; n < x.count; ++n)
-                std::fill_n(std::copy_n(x.row(n), s.channels, to + n * width), width - s.channels, T{0});
+            for (index n = 0; n < x.count; ++n) std::fill_n(std::copy_n(x.row(n), s.channels, to + n * width), width - s.channels, T{0});
             x = {to, width, x.count};
         };
         copy(a, scratch, s.height());
@@ -101,8 +100,8 @@ void add_gram(const channel_shape<P>& s, token_block<typename P::value_type> a, 
 }
 
 template <int N, class P>
-HEED_NOINLINE void mix_channels_of(const channel_shape<P>& s, const token_block<typename P::value_type>& x,
-                                   const typename P::value_type* m, typename P::value_type* y, index stride) {
+HEED_NOINLINE void mix_channels_of(const channel_shape<P>& s, const token_block<typename P::value_type>& x, const typename P::value_type* m,
+                                   typename P::value_type* y, index stride) {
     using T = typename P::value_type;
     constexpr int M = static_cast<int>(channel_shape<P>::rows);
     constexpr index distance = 32;
