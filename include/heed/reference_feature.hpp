@@ -54,29 +54,29 @@ void define(const std::array<index, Rank>& shape, const Gate& gate, const operan
     bound.define(view<const S, Rank>{in[0].data(), shape, layout::dense(shape)}, out);
 }
 
-template <class S, class X, int Rank, class Gate>
-std::vector<S> outputs_in(const view<X, Rank>& x, const Gate& gate) {
-    const std::array<index, Rank> shape = doors::gate_shape(gate, x.shape);
+template <class S, int Rank, class Gate>
+std::vector<S> outputs(const std::array<index, Rank>& shape, const Gate& gate, const operand_list<S>& operands) {
+    const std::array<index, Rank> out_shape = doors::gate_shape(gate, shape);
     index count = 1;
-    for (const index n : shape) count *= n;
+    for (const index n : out_shape) count *= n;
     std::vector<S> y(static_cast<std::size_t>(count), S(0));
-    define<S, Rank>(x.shape, gate, operands_in<S>(x, gate), view<S, Rank>{y.data(), shape, layout::dense(shape)});
+    define<S, Rank>(shape, gate, operands, view<S, Rank>{y.data(), out_shape, layout::dense(out_shape)});
     return y;
 }
-// Of x, then of the parameters; those that nobody asks for are empty.
-template <class S, class X, class G, int Rank, class Gate>
-operand_list<S> gradients_in(const view<X, Rank>& x, const view<G, Rank>& d_out, const Gate& gate) {
-    auto in = operands_in<dual<S>>(x, gate);
-    const auto d_y = dense_copy<S>(d_out);
+// Derivatives of <d_y, out> by the operands that are wanted.
+template <class S, int Rank, class Gate>
+operand_list<S> slopes(const std::array<index, Rank>& shape, const Gate& gate, const operand_list<S>& operands,
+                       const std::vector<bool>& wanted, const std::vector<S>& d_y) {
+    operand_list<dual<S>> in(operands.size());
+    for (std::size_t i = 0; i < in.size(); ++i) in[i].assign(operands[i].begin(), operands[i].end());
+    const std::array<index, Rank> out_shape = doors::gate_shape(gate, shape);
     std::vector<dual<S>> y(d_y.size(), dual<S>(S(0)));
-    const view<dual<S>, Rank> out{y.data(), d_out.shape, layout::dense(d_out.shape)};
-    std::vector<bool> wanted{true};
-    doors::gate_destinations(gate).each([&](const auto& into) { wanted.push_back(into.data != nullptr); });
+    const view<dual<S>, Rank> out{y.data(), out_shape, layout::dense(out_shape)};
     operand_list<S> all(in.size());
     for (std::size_t i = 0; i < in.size(); ++i)
         for (std::size_t n = 0; wanted[i] && n < in[i].size(); ++n) {
             in[i][n].d = 1;
-            define<dual<S>, Rank>(x.shape, gate, in, out);
+            define<dual<S>, Rank>(shape, gate, in, out);
             in[i][n].d = 0;
             S sum = 0;
             for (std::size_t k = 0; k < y.size(); ++k) sum += d_y[k] * y[k].d;
@@ -84,10 +84,17 @@ operand_list<S> gradients_in(const view<X, Rank>& x, const view<G, Rank>& d_out,
         }
     return all;
 }
+// x and the learned parameters that have a destination.
+template <class Gate>
+std::vector<bool> wanted_slopes(const Gate& gate) {
+    std::vector<bool> wanted{true};
+    doors::gate_destinations(gate).each([&](const auto& into) { wanted.push_back(into.data != nullptr); });
+    return wanted;
+}
 
 template <class X, int Rank, class Gate>
 void feature_attention(const view<X, Rank>& x, const view<double, Rank>& out, const Gate& gate) {
-    const auto y = outputs_in<double>(x, gate);
+    const auto y = outputs<double, Rank>(x.shape, gate, operands_in<double>(x, gate));
     auto next = y.begin();
     each_element(out, [&](double& to) { to = *next++; });
 }
@@ -95,7 +102,7 @@ void feature_attention(const view<X, Rank>& x, const view<double, Rank>& out, co
 // Gradients of learned parameters are of the type of their destinations; null ones are passed over.
 template <class X, class G, int Rank, class Gate>
 void feature_attention_backward(const view<X, Rank>& x, const view<G, Rank>& d_out, const view<double, Rank>& dx, const Gate& gate) {
-    const auto all = gradients_in<double>(x, d_out, gate);
+    const auto all = slopes<double, Rank>(x.shape, gate, operands_in<double>(x, gate), wanted_slopes(gate), dense_copy<double>(d_out));
     std::size_t operand = 0;
     const auto fill = [&](const auto& into) {
         auto next = all[operand++].begin();

@@ -2,8 +2,8 @@
 //
 // The K Gaussians of a head as one: with w = 1/c^2, W = sum w, u0 = sum w m / W and D = sum w (m - u0)^2 the logarithm of their product
 // is -(W (u - u0)^2 + D) / (2 v) + constant, u = x - mu. Three sweeps: statistics, in blocks that are merged (Chan et al. 1979), so that a
-// distant mean costs no digits; p, kept in the output, and its sum; the product. Backward: one more for the sums of the slopes. p counts
-// from its largest possible value, and again from the largest there is should all of a line come near underflow.
+// distant mean costs no digits; p, kept in the output, and its sum; the product. Backward: two more, for gates and for sums of slopes. p
+// counts from its largest possible value, and again from the largest there is should all of a line come near underflow.
 #pragma once
 
 #include <heed/kernel/vexp.hpp>
@@ -134,20 +134,21 @@ struct gaussian_rule {
             l.shift.v[j] = P(static_cast<T>(head.centre));
         }
         place(l);
-        four sum, dot;
-        sum.fill(0), dot.fill(0), l.top.fill(0);
-        weigh(part, r, l, sum, dot);
+        four sum;
+        sum.fill(0), l.top.fill(0);
+        weigh(r, l, sum);
         if (near_underflow(sum)) {
             raise(r, l);
             bound(l);
-            sum.fill(0), dot.fill(0);
-            weigh(part, r, l, sum, dot);
+            sum.fill(0);
+            weigh(r, l, sum);
         }
         normalise(l, sum, width);
         if (part != gaussian_part::gradient) return apply(part, r, l);
-        four slopes[3];
+        four dot, slopes[3];
+        dot.fill(0);
         for (four& s : slopes) s.fill(0);
-        scale_dot(l, dot);
+        settle(r, l, sum, dot);
         gather_slopes(r, l, dot, slopes);
         for (int j = 0; j < N; ++j) slopes[0].v[j] *= P(1) - l.keep.v[j];
         add_sums(slopes, l, lanes, sums);
@@ -186,24 +187,22 @@ struct gaussian_rule {
         place(l);
 
         const rows tail{tail_x, 0, tail_y, 0, tail_g, 0, rest > 0 ? 1 : 0};
-        four sum, dot;
+        four sum, of_tail;
         const auto weigh_all = [&] {
-            four tail_sum, tail_dot;
-            for (four* f : {&sum, &dot, &tail_sum, &tail_dot}) f->fill(0);
-            weigh(part, body, l, sum, dot);
-            weigh(part, tail, l, tail_sum, tail_dot);
-            sum.fill(static_cast<T>(total(sum, width) + total(tail_sum, rest)));
-            dot.fill(static_cast<T>(total(dot, width) + total(tail_dot, rest)));
+            sum.fill(0), of_tail.fill(0);
+            weigh(body, l, sum);
+            weigh(tail, l, of_tail);
+            sum.fill(static_cast<T>(total(sum, width) + total(of_tail, rest)));
         };
         l.top.fill(0);
         weigh_all();
         if (near_underflow(sum)) {
             raise(body, l);
-            line of_tail = l;
-            raise(tail, of_tail);
+            line behind = l;
+            raise(tail, behind);
             T tops[2 * width];
             l.top.store(tops);
-            of_tail.top.store(tops + width);
+            behind.top.store(tops + width);
             // Past the end of the tail nothing counts.
             T top = whole > 0 ? tops[0] : tops[width];
             for (index i = whole > 0 ? 0 : width; i < width + rest; ++i)
@@ -217,9 +216,12 @@ struct gaussian_rule {
             apply(part, body, l);
             apply(part, tail, l);
         } else {
-            four slopes[3], tail_slopes[3];
+            four dot, slopes[3], tail_slopes[3];
+            dot.fill(0), of_tail.fill(0);
             for (int i = 0; i < 3; ++i) slopes[i].fill(0), tail_slopes[i].fill(0);
-            scale_dot(l, dot);
+            settle(body, l, sum, dot);
+            settle(tail, l, sum, of_tail);
+            dot.fill(static_cast<T>(total(dot, width) + total(of_tail, rest)));
             gather_slopes(body, l, dot, slopes);
             gather_slopes(tail, l, dot, tail_slopes);
             for (int i = 0; i < 3; ++i) slopes[i].fill(static_cast<T>(total(slopes[i], width) + total(tail_slopes[i], rest)));
@@ -281,11 +283,11 @@ private:
         const P q = fma(x - l.mean.v[j], l.root.v[j], l.back.v[j]);
         return -fma(q, q, l.top.v[j]);
     }
-    // p to y; sums of p and of p d_out x.
-    HEED_NOINLINE void weigh(gaussian_part part, const rows& r, const line& l, four& sum, four& dot) const {
+    // p to y, and its sum.
+    HEED_NOINLINE void weigh(const rows& r, const line& l, four& sum) const {
         for (index i = 0; i < r.count; i += block) {
-            four of_block, dot_of_block;
-            of_block.fill(0), dot_of_block.fill(0);
+            four of_block;
+            of_block.fill(0);
             for (index k = i; k < std::min(r.count, i + block); ++k) {
                 const T* x = r.x + k * r.x_stride;
                 P e[N], of[N];
@@ -296,10 +298,23 @@ private:
                     e[j].store(r.y + k * r.y_stride + j * P::lanes);
                     of_block.v[j] += e[j];
                 }
-                if (part == gaussian_part::gradient)
-                    for (int j = 0; j < N; ++j) dot_of_block.v[j] = fma(e[j], gated(r, k, j), dot_of_block.v[j]);
             }
-            for (int j = 0; j < N; ++j) sum.v[j] += of_block.v[j], dot.v[j] += dot_of_block.v[j];
+            for (int j = 0; j < N; ++j) sum.v[j] += of_block.v[j];
+        }
+    }
+    // p / sum, or p times its factor, to y, and the sum of gates times their gradients. A gate that is alone is exactly 1.
+    HEED_NOINLINE void settle(const rows& r, const line& l, const four& sum, four& dot) const {
+        for (index i = 0; i < r.count; i += block) {
+            four of_block;
+            of_block.fill(0);
+            for (index k = i; k < std::min(r.count, i + block); ++k)
+                for (int j = 0; j < N; ++j) {
+                    T* y = r.y + k * r.y_stride + j * P::lanes;
+                    const P p = P::load(y), a = select(l.keep.v[j] == P(1), p / sum.v[j], p * l.factor.v[j]);
+                    a.store(y);
+                    of_block.v[j] = fma(a, gated(r, k, j), of_block.v[j]);
+                }
+            for (int j = 0; j < N; ++j) dot.v[j] = fma(of_block.v[j], l.keep.v[j], dot.v[j]);
         }
     }
     // d_out x, which is the gradient of a gate; padding has none.
@@ -359,10 +374,6 @@ private:
             l.keep.v[j] = P::load(keeps + j * P::lanes);
         }
     }
-    HEED_INLINE static void scale_dot(const line& l, four& dot) {
-        for (int j = 0; j < N; ++j) dot.v[j] *= l.factor.v[j] * l.keep.v[j];
-    }
-
     HEED_NOINLINE void apply(gaussian_part part, const rows& r, const line& l) const {
         const bool product = part == gaussian_part::gate;
         for (index k = 0; k < r.count; ++k)
@@ -384,7 +395,7 @@ private:
     };
     HEED_INLINE element at(const rows& r, const line& l, const four& dot, index k, int j) const {
         const P u = P::load(r.x + k * r.x_stride + j * P::lanes) - l.mean.v[j];
-        const P a = P::load(r.y + k * r.y_stride + j * P::lanes) * l.factor.v[j];
+        const P a = P::load(r.y + k * r.y_stride + j * P::lanes);
         return {a * (gated(r, k, j) - dot.v[j]), u - l.shift.v[j], u};
     }
     // Sums of the slopes times 1, t and t^2.
@@ -431,7 +442,7 @@ private:
                 const element e = at(r, l, dot, k, j);
                 T* y = r.y + k * r.y_stride + j * P::lanes;
                 const P x = P::load(r.x + k * r.x_stride + j * P::lanes), g = P::load(r.g + k * r.g_stride + j * P::lanes);
-                P a = P::load(y) * l.factor.v[j], shared = fma(by_variance.v[j], e.u, by_mean.v[j]);
+                P a = P::load(y), shared = fma(by_variance.v[j], e.u, by_mean.v[j]);
                 if (padded) {
                     const auto pads = x == P(padding);
                     a = select(pads, P(1), a);
