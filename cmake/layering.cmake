@@ -5,9 +5,9 @@
 cmake_minimum_required(VERSION 3.25)
 
 set(include_dir "${HEED_ROOT}/include")
-set(policy_folders mask score accumulate heads select recurrence)
-set(doors attention.hpp attention_backward.hpp linear_attention.hpp linear_attention_backward.hpp feature_attention.hpp reference.hpp
-    reference_linear.hpp span_attention.hpp)
+set(policy_folders mask score accumulate heads select recurrence feature)
+set(doors attention.hpp attention_backward.hpp linear_attention.hpp linear_attention_backward.hpp feature_attention.hpp
+    feature_attention_backward.hpp reference.hpp reference_linear.hpp reference_feature.hpp span_attention.hpp)
 set(violations "")
 
 macro(violation text)

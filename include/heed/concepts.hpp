@@ -285,6 +285,34 @@ concept FeatureMap = requires(const F& f, const T* x, T* to, index d) {
     f.map(x, d, to, true);
 };
 
+// Gate: what weights does a tensor give its own features? No query meets a key; what a call does is the gate's own work, in stages whose
+// tasks the door shares out.
+//   std::array<index, N> out_shape(const std::array<index, N>& x)   optional; without it that of x
+//   void check(const char* door, const view<const T, N>& x)        throws std::invalid_argument for parameters that do not fit
+//   void check_layout(door, name, view)                            optional: the same for strides of x, out and their gradients
+//   void each_parameter(f)                                         f(name, view) for all that it reads besides x
+//   void each_output(x, f)                                         optional: f(name, view) for all that it writes besides out
+//   auto work<P>(x, out), auto work_backward<P>(x, d_out, dx, into)   P: vectors of T; `into` is a `struct gradients` of destinations, empty
+//                                                                  where not wanted, that with_gradient(gate, {...}) gives, and that has
+//                                                                  each(f) in the order of each_parameter
+// A work, one stage after the other:
+//   int stages(), index tasks(int stage)
+//   index scratch(), kept(), sums()                                elements of T of a thread, and of all, and doubles of all
+//   void run(int stage, index task, const work_memory<T>&)         no two tasks of a stage write the same
+//   void finish(double* sums)                                      on the calling thread; gradients of shared parameters, in a fixed order
+// For the reference: rebound<S>(f), the gate with each parameter p as the view<const S, Rank> f(p), and, of a gate of S, the definition
+//   void define(const view<const S, N>& x, const view<S, N>& out)  plain loops, for S = double and dual<double>
+// Law: define is the work within rounding, its derivatives those of work_backward.
+template <class T>
+struct work_memory {
+    T *scratch, *kept;
+    double* sums;
+};
+template <class G, class P, class X, class Out>
+concept Gate = requires(const G& g, const X& x, const Out& out, const work_memory<typename P::value_type>& memory) {
+    g.template work<P>(x, out).run(0, index{}, memory);
+};
+
 // Executor: runs f(task, worker) for every task in [0, n), worker in [0, workers()), and returns when all are done; two tasks at a
 // time never share a worker. An exception of a task reaches the caller. Law: results do not depend on the executor.
 template <class E>

@@ -7,6 +7,12 @@
 #include <heed/accumulate/softmax.hpp>
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
+#include <heed/feature/channel_attention.hpp>
+#include <heed/feature/gaussian_gate.hpp>
+#include <heed/feature/side_gate.hpp>
+#include <heed/feature/subspace_gate.hpp>
+#include <heed/feature_attention.hpp>
+#include <heed/feature_attention_backward.hpp>
 #include <heed/gradient.hpp>
 #include <heed/heads/fusion.hpp>
 #include <heed/heads/map.hpp>
@@ -35,6 +41,7 @@
 #include <heed/recurrence/scan_order.hpp>
 #include <heed/recurrence/state.hpp>
 #include <heed/reference.hpp>
+#include <heed/reference_feature.hpp>
 #include <heed/reference_linear.hpp>
 #include <heed/score/bias.hpp>
 #include <heed/score/key_bias.hpp>

@@ -32,6 +32,7 @@ struct value_gate {};    // and a value?
 struct direction {};     // does a token see those after it?
 struct order {};         // in which order do tokens come?
 struct chunking {};      // how many tokens at once?
+struct gate {};          // what weights does a tensor give its own features?
 struct sum {};           // is the output overwritten or added to?
 struct executor {};      // on which threads?
 struct memory {};        // where do intermediate results live?

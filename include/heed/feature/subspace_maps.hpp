@@ -1,0 +1,210 @@
+// The loops of subspace_gate over maps of height x width places: the score of a channel, softmax over a map, the product, and moments.
+//
+// relu(slope x + start) rises or falls with x, so its 3x3 maximum is that of the largest or the smallest x: a channel is copied once, with
+// a border that repeats its edge, and adds to the scores with four comparisons and two multiply-adds a vector. Loops of the backward are
+// plain.
+#pragma once
+
+#include <heed/kernel/vexp.hpp>
+#include <heed/simd.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace heed::inline HEED_ISA {
+
+// Count, mean and sum of squares around it.
+struct moments {
+    double count = 0, mean = 0, square = 0;
+    void merge(const moments& m) {
+        const double all = count + m.count, apart = m.mean - mean;
+        mean += apart * m.count / all;
+        square += m.square + apart * apart * count * m.count / all;
+        count = all;
+    }
+};
+
+template <class T>
+struct map_rows {
+    T* first;
+    index stride;
+    T* operator[](index r) const { return first + r * stride; }
+};
+
+class feature_maps {
+public:
+    index height, width, lanes;
+
+    index places() const { return height * width; }
+    // Copies of maps have rows of whole vectors, and room on each side.
+    static constexpr index border = 16;
+    index pitch() const { return (width + lanes - 1) / lanes * lanes; }
+    index plane() const { return (height + 2) * (pitch() + 2 * border); }
+    index wide() const { return height * pitch(); }
+    index scratch() const { return plane() + wide(); }
+
+    // score += weight * max over 3x3 of relu(slope x + start); rows of `score` have pitch() elements, those past the width mean nothing.
+    template <class P, class T>
+    void add_pooled(const map_rows<const T>& x, T slope, T start, T weight, T* copy, T* score) const {
+        const index step = pitch() + 2 * border;
+        T* inside = copy + step + border;
+        for (index r = 0; r < height; ++r) {
+            T* row = inside + r * step;
+            std::copy_n(x[r], width, row);
+            row[-1] = row[0];
+            std::fill(row + width, row + pitch() + 1, row[width - 1]);
+        }
+        std::copy_n(inside - 1, pitch() + 2, inside - step - 1);
+        std::copy_n(inside + (height - 1) * step - 1, pitch() + 2, inside + height * step - 1);
+        if (slope >= 0)
+            add_extremes<P>([](const P& a, const P& b) { return max(a, b); }, inside, step, slope, start, weight, score);
+        else
+            add_extremes<P>([](const P& a, const P& b) { return min(a, b); }, inside, step, slope, start, weight, score);
+    }
+    template <class T>
+    void narrow(const T* wide_rows, T* score) const {
+        for (index r = 0; r < height; ++r) std::copy_n(wide_rows + r * pitch(), width, score + r * width);
+    }
+
+    // softmax over all places of relu(slope score + start); in place or not.
+    template <class P, class T>
+    void weigh(const T* score, T slope, T start, T* weights) const {
+        const index n = places();
+        P most(-std::numeric_limits<T>::infinity()), total(0);
+        const auto level = [&](const P& s) { return max(P(0), fma(s, P(slope), P(start))); };
+        each_vector<P>(n, [&](index i, index count) {
+            const P l = level(load_some<P>(score + i, count, score[0]));
+            store_some(l, weights + i, count);
+            most = max(l, most);
+        });
+        T each[P::lanes];
+        most.store(each);
+        const P top(*std::max_element(each, each + P::lanes));
+        each_vector<P>(n, [&](index i, index count) {
+            const P e = exp(load_some<P>(weights + i, count, -std::numeric_limits<T>::infinity()) - top);
+            total += e;
+            store_some(e, weights + i, count);
+        });
+        const P by(T{1} / sum(total));
+        each_vector<P>(n, [&](index i, index count) { store_some(load_some<P>(weights + i, count, T{0}) * by, weights + i, count); });
+    }
+
+    // y = x weights + x
+    template <class P, class T>
+    void gate(const map_rows<const T>& x, const T* weights, const map_rows<T>& y) const {
+        const auto run = [](const T* from, const T* by, T* to, index n) {
+            each_vector<P>(n, [&](index i, index count) {
+                const P v = load_some<P>(from + i, count, T{0});
+                store_some(fma(v, load_some<P>(by + i, count, T{0}), v), to + i, count);
+            });
+        };
+        if (x.stride == width && y.stride == width) return run(x.first, weights, y.first, places());
+        for (index r = 0; r < height; ++r) run(x[r], weights + r * width, y[r], width);
+    }
+
+    // By rows of vectors, each around its own mean.
+    template <class P>
+    moments measure(const map_rows<const typename P::value_type>& x) const {
+        using T = typename P::value_type;
+        moments all;
+        for (index r = 0; r < height; ++r) {
+            P s(0), apart(0);
+            each_vector<P>(width, [&](index i, index count) { s += load_some<P>(x[r] + i, count, T{0}); });
+            const auto n = static_cast<double>(width);
+            const double mean = static_cast<double>(sum(s)) / n;
+            const T near = static_cast<T>(mean);
+            each_vector<P>(width, [&](index i, index count) {
+                const P u = load_some<P>(x[r] + i, count, near) - P(near);
+                apart = fma(u, u, apart);
+            });
+            all.merge({n, mean, static_cast<double>(sum(apart))});
+        }
+        return all;
+    }
+
+    template <class F>
+    void each_place(F&& f) const {
+        for (index r = 0, p = 0; r < height; ++r)
+            for (index q = 0; q < width; ++q, ++p) f(p, r, q);
+    }
+    template <class T>
+    void add_products(const map_rows<const T>& a, const map_rows<const T>& b, T* to) const {
+        for (index r = 0; r < height; ++r) {
+            const T *from = a[r], *by = b[r];
+            for (index q = 0; q < width; ++q) to[r * width + q] += from[q] * by[q];
+        }
+    }
+    // y = relu(slope x + start)
+    template <class T>
+    void activate(const map_rows<const T>& x, T slope, T start, T* y) const {
+        each_place([&](index p, index r, index q) {
+            const T e = std::fma(x[r][q], slope, start);
+            y[p] = e <= 0 ? T{0} : e;
+        });
+    }
+    // d_y of weight * (3x3 maximum of y), to the first of equals; returns the sum of d_score times the maxima.
+    template <class T>
+    double pool_backward(const T* y, const T* d_score, T weight, T* d_y) const {
+        double total = 0;
+        std::fill_n(d_y, places(), T{0});
+        each_place([&](index p, index r, index q) {
+            index most = std::max<index>(0, r - 1) * width + std::max<index>(0, q - 1);
+            for (index i = std::max<index>(0, r - 1); i <= std::min(height - 1, r + 1); ++i)
+                for (index j = std::max<index>(0, q - 1); j <= std::min(width - 1, q + 1); ++j)
+                    if (y[i * width + j] > y[most] || std::isnan(y[i * width + j])) most = i * width + j;
+            d_y[most] += weight * d_score[p];
+            total += static_cast<double>(d_score[p]) * static_cast<double>(y[most]);
+        });
+        return total;
+    }
+
+private:
+    template <class P, class F>
+    HEED_INLINE static void each_vector(index n, F&& f) {
+        index i = 0;
+        for (; i + P::lanes <= n; i += P::lanes) f(i, index{P::lanes});
+        if (i < n) f(i, n - i);
+    }
+    template <class P, class T>
+    HEED_INLINE static P load_some(const T* from, index count, T otherwise) {
+        if (count == P::lanes) return P::load(from);
+        T part[P::lanes];
+        std::fill(std::copy_n(from, count, part), part + P::lanes, otherwise);
+        return P::load(part);
+    }
+    template <class P, class T>
+    HEED_INLINE static void store_some(const P& value, T* to, index count) {
+        if (count == P::lanes) return value.store(to);
+        T part[P::lanes];
+        value.store(part);
+        std::copy_n(part, count, to);
+    }
+
+    // A NaN that a comparison drops comes back through `poison`.
+    template <class P, class Extreme, class T>
+    HEED_NOINLINE void add_extremes(const Extreme& extreme, const T* x, index step, T slope, T start, T weight, T* score) const {
+        P poison(0);
+        for (index q = 0; q < pitch(); q += P::lanes) {
+            const auto across = [&](index r) {
+                const T* row = x + r * step + q;
+                const P centre = P::load(row);
+                poison = select(centre == centre, poison, centre);
+                return extreme(extreme(P::load(row - 1), P::load(row + 1)), centre);
+            };
+            P above = across(-1), here = across(0);
+            for (index r = 0; r < height; ++r) {
+                const P below = across(r + 1), pooled = extreme(extreme(above, below), here);
+                const P y = max(P(0), fma(pooled, P(slope), P(start)));
+                T* to = score + r * pitch() + q;
+                fma(y, P(weight), P::load(to)).store(to);
+                above = here;
+                here = below;
+            }
+        }
+        const T dropped = sum(poison);
+        if (std::isnan(dropped)) *score = dropped;
+    }
+};
+
+}  // namespace heed::inline HEED_ISA
