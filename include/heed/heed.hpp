@@ -58,6 +58,7 @@
 #include <heed/select/value_scores.hpp>
 #include <heed/span_attention.hpp>
 #include <heed/tensor/concat.hpp>
+#include <heed/tensor/concat_features.hpp>
 #include <heed/tensor/convolution.hpp>
 #include <heed/tensor/kv_cache.hpp>
 #include <heed/tensor/paged.hpp>
