@@ -38,6 +38,7 @@
 #include <heed/score/relative_bias.hpp>
 #include <heed/score/rotary.hpp>
 #include <heed/score/score.hpp>
+#include <heed/score/yarn.hpp>
 #include <heed/select/antidiagonal.hpp>
 #include <heed/select/blocks.hpp>
 #include <heed/select/choose.hpp>

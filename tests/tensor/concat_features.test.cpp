@@ -20,14 +20,7 @@ namespace heed_test {
 namespace {
 
 using heed::concat_features;
-
-// Features [first, first + count) of a view.
-template <class T>
-heed::view<T, 4> slice(heed::view<T, 4> v, index first, index count) {
-    v.data += first;
-    v.shape[3] = count;
-    return v;
-}
+using heed::slice_features;
 
 // Two parts, as drawn: in tensors of their own, side by side in one, or one of them with a single head for all.
 template <class T>
@@ -39,8 +32,8 @@ struct parts {
         const auto lay = [&] { return r.chance(50) ? order::bhtd : order::bthd; };
         if (side_by_side) {
             first = normal_tensor<T>(r, shape, lay(), draw_padding(r));
-            a = slice(first.view, 0, split);
-            b = slice(first.view, split, shape[3] - split);
+            a = slice_features(first.view, 0, split);
+            b = slice_features(first.view, split, shape[3] - split);
             return;
         }
         const auto part = [&](index features, bool one) {
@@ -129,7 +122,7 @@ TEST_CASE("attention to joined features is that to their copy, forward and backw
 TEST_CASE("rows that continue each other are read in place, and their gradients need no memory") {
     random_source r(36);
     auto cache = normal_tensor<float>(r, {1, 1, 9, 12}, order::bhtd, {4, 0, 0, 0});
-    const auto ckv = slice(cache.view, 0, 8), kpe = slice(cache.view, 8, 4);
+    const auto ckv = slice_features(cache.view, 0, 8), kpe = slice_features(cache.view, 8, 4);
     const auto rows = row_source(concat_features(ckv, kpe));
     CHECK(rows.scratch_per_row() == 0);
     const float* at[3];
@@ -146,7 +139,7 @@ TEST_CASE("rows that continue each other are read in place, and their gradients 
     const auto bytes = [&](const auto& into) {
         return heed::plan_backward(q.view, cache.view, ckv, forward.result(), forward.out.view, dq.view, into, dv.view).workspace_bytes;
     };
-    CHECK(bytes(concat_features(slice(dk.view, 0, 8), slice(dk.view, 8, 4))) == bytes(dk.view));
+    CHECK(bytes(concat_features(slice_features(dk.view, 0, 8), slice_features(dk.view, 8, 4))) == bytes(dk.view));
     CHECK(bytes(concat_features(apart.view, rest.view)) > bytes(dk.view));
 }
 
@@ -212,9 +205,10 @@ TEST_CASE("parts of 16 bits side by side are stored rows like any") {
     random_source r(38);
     const auto cache = converted<heed::bfloat16>(normal_tensor<float>(r, {2, 1, 90, 24}).view);
     const auto q = converted<heed::bfloat16>(normal_tensor<float>(r, {2, 8, 30, 24}).view);
-    const auto ckv = slice(cache.view, 0, 16), kpe = slice(cache.view, 16, 8);
+    const auto ckv = slice_features(cache.view, 0, 16), kpe = slice_features(cache.view, 16, 8);
     answer<float> mine({2, 8, 30, 16}), plain({2, 8, 30, 16});
-    heed::attention(concat_features(slice(q.view, 0, 16), slice(q.view, 16, 8)), concat_features(ckv, kpe), ckv, mine.result());
+    heed::attention(concat_features(slice_features(q.view, 0, 16), slice_features(q.view, 16, 8)), concat_features(ckv, kpe), ckv,
+                    mine.result());
     heed::attention(q.view, cache.view, ckv, plain.result());
     CHECK(mine.same(plain));
 }
@@ -231,7 +225,7 @@ TEST_CASE("a gradient of joined features is rounded where its part has 16 bits")
     tensor<heed::bfloat16> second({1, 1, 17, 5});
     heed::attention_backward(q.view, k.view, v.view, forward.result(), d_out.view, dq.view, concat_features(first.view, second.view),
                              dv.view);
-    CHECK(same_bits(elements(first.view), elements(slice(dk.view, 0, 7))));
+    CHECK(same_bits(elements(first.view), elements(slice_features(dk.view, 0, 7))));
     const auto sum = taken(dk.view, heed::view<float, 4>{nullptr, {1, 1, 17, 5}, {}}, 7);
     CHECK(same_bits(elements(second.view), elements(converted<heed::bfloat16>(sum.view).view)));
 }
@@ -264,19 +258,21 @@ TEST_CASE("features that do not fit each other are refused") {
                                      dv.view);
         });
     };
-    CHECK(back(slice(into.view, 0, 5), slice(into.view, 5, 3)) == "accepted");
-    CHECK(back(slice(into.view, 0, 5), slice(into.view, 4, 3)) ==
+    CHECK(back(slice_features(into.view, 0, 5), slice_features(into.view, 5, 3)) == "accepted");
+    CHECK(back(slice_features(into.view, 0, 5), slice_features(into.view, 4, 3)) ==
           "heed::attention_backward: dk must not overlap features that are joined to it");
     const heed::view<float, 4> tight(into.view.data, {2, 2, 6, 5}, {70, 35, 5, 1}),
         behind(into.view.data + 5, {2, 2, 6, 3}, {70, 35, 5, 1});
     CHECK(back(tight, behind) == "heed::attention_backward: dk stride (5) must not be smaller than a row of (8)");
-    CHECK(back(slice(into.view, 0, 4), slice(into.view, 5, 3)) == "heed::attention_backward: dk features (7) must equal key features (8)");
+    CHECK(back(slice_features(into.view, 0, 4), slice_features(into.view, 5, 3)) ==
+          "heed::attention_backward: dk features (7) must equal key features (8)");
     tensor<float> fewer({2, 2, 5, 3});
-    CHECK(back(slice(into.view, 0, 5), fewer.view) ==
+    CHECK(back(slice_features(into.view, 0, 5), fewer.view) ==
           "heed::attention_backward: dk length of the features joined to it (5) must equal its own (6)");
-    CHECK(back(slice(into.view, 0, 5), slice(dv.view, 0, 3)) == "heed::attention_backward: dk must not overlap dv");
-    CHECK(back(slice(into.view, 0, 5), slice(heed::view<float, 4>{const_cast<float*>(keys.view.data), keys.view.shape, keys.view.strides},
-                                             0, 3)) == "heed::attention_backward: dk must not overlap key");
+    CHECK(back(slice_features(into.view, 0, 5), slice_features(dv.view, 0, 3)) == "heed::attention_backward: dk must not overlap dv");
+    CHECK(back(slice_features(into.view, 0, 5),
+               slice_features(heed::view<float, 4>{const_cast<float*>(keys.view.data), keys.view.shape, keys.view.strides}, 0, 3)) ==
+          "heed::attention_backward: dk must not overlap key");
 }
 
 }  // namespace
