@@ -8,6 +8,8 @@
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
 #include <heed/gradient.hpp>
+#include <heed/heads/latent.hpp>
+#include <heed/heads/latent_shards.hpp>
 #include <heed/kernel/dual.hpp>
 #include <heed/linear_attention.hpp>
 #include <heed/linear_attention_backward.hpp>
