@@ -19,6 +19,7 @@
 #include <heed/mask/algebra.hpp>
 #include <heed/policy.hpp>
 #include <heed/score/score.hpp>
+#include <heed/tensor/concat_features.hpp>
 #include <heed/tensor/overlap.hpp>
 #include <heed/tensor/segments.hpp>
 #include <heed/tensor/source.hpp>
@@ -195,8 +196,10 @@ auto by_query(const X& x) {
         X shared = x;
         if (x.extent(0) == 1) shared.strides[0] = 0;
         return shared;
-    } else {
+    } else if constexpr (RowSource<X>) {
         return rows_for_all<X>{x};
+    } else {
+        return concat_features(by_query<Sequences>(x.a), by_query<Sequences>(x.b));
     }
 }
 

@@ -2,8 +2,9 @@
 //
 //   delta = sum d_out out,  P = exp(S - lse),  dV = P^T d_out,  dS = P (d_out V^T - delta),  dQ = scale dS K,  dK = scale dS^T Q
 // Shapes as in the forward; `out` and `lse` are those of a forward call with the same policies, d_out (B, H, Tq, Dv) is the gradient of
-// out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v and overwritten, but for rows behind the keys
-// that seqlens_k or packed_queries name; where v is a view of k, their gradients stay apart and the caller adds them. Score
+// out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v, views or concat_features of views, and
+// overwritten, but for rows behind the keys that seqlens_k or packed_queries name; where v is a view of k, their gradients stay apart and
+// the caller adds them. Score
 // modifications are differentiated by themselves (kernel/dual.hpp); parameters named by with_gradient get theirs. Nothing of size Tq Tk
 // is stored. Rows that see no key have gradient exactly 0. Error against double: rms over many calls below twice that of plain loops in
 // the same type, which take out and lse from plain loops. Throws std::invalid_argument, with nothing written, for what does not fit.
@@ -13,6 +14,7 @@
 #include <heed/engine/tile_loop_backward.hpp>
 #include <heed/engine/wide_gradients.hpp>
 #include <heed/gradient.hpp>
+#include <heed/tensor/destination.hpp>
 #include <heed/tensor/dtype.hpp>
 
 #include <tuple>
@@ -56,23 +58,37 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
         read("d_lse", p.d_lse);
         same_extents(door, "d_lse", p.d_lse.shape, "lse", q, 3);
     }
-    const auto written = [&](const char* name, const auto& x, const char* like, const std::array<index, 4>& shape) {
-        check_written(door, name, x, x.extent(3));
-        same_extents(door, name, x.shape, like, shape, 4);
-        check_apart(door, name, x, "query", p.q);
-        check_apart(door, name, x, "key", p.k);
-        check_apart(door, name, x, "value", p.v);
-        check_apart(door, name, x, "out", p.out);
-        check_apart(door, name, x, "lse", p.lse);
-        check_apart(door, name, x, "d_out", p.d_out);
-        check_apart(door, name, x, "d_lse", p.d_lse);
+    const auto written = [&](const char* name, const auto& to, const char* like, const std::array<index, 4>& shape) {
+        destination::check_parts(door, name, to);
+        same_extents(door, name, destination::shape(to), like, shape, 4);
+        destination::each(to, [&](const auto& x, index first) {
+            check_written(door, name, x, x.extent(3));
+            check_apart(door, name, x, "query", p.q);
+            check_apart(door, name, x, "key", p.k);
+            check_apart(door, name, x, "value", p.v);
+            check_apart(door, name, x, "out", p.out);
+            check_apart(door, name, x, "lse", p.lse);
+            check_apart(door, name, x, "d_out", p.d_out);
+            check_apart(door, name, x, "d_lse", p.d_lse);
+            destination::each(to, [&](const auto& other, index other_first) {
+                if (layout::continues(x, other))
+                    check_written(door, name, x, x.extent(3) + other.extent(3));
+                else if (other_first > first)
+                    check_apart(door, name, x, "features that are joined to it", other);
+            });
+        });
+    };
+    const auto apart = [&](const char* name, const auto& to, const char* other, const auto& from) {
+        destination::each(to, [&](const auto& x, index) {
+            destination::each(from, [&](const auto& y, index) { check_apart(door, name, x, other, y); });
+        });
     };
     written("dq", p.dq, "query", q);
     written("dk", p.dk, "key", k);
     written("dv", p.dv, "value", v);
-    check_apart(door, "dq", p.dq, "dk", p.dk);
-    check_apart(door, "dq", p.dq, "dv", p.dv);
-    check_apart(door, "dk", p.dk, "dv", p.dv);
+    apart("dq", p.dq, "dk", p.dk);
+    apart("dq", p.dq, "dv", p.dv);
+    apart("dk", p.dk, "dv", p.dv);
     check_parameters(door, p);
     extents e = p.whole;
     e.batch = p.sequences.count(p.whole);
@@ -85,15 +101,17 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
 }
 
 // The problem of a backward call, checked.
-template <class Q, class K, class V, class T, class G, class DQ, class DK, class DV, class... Policies>
-auto state_backward(const char* door, const Q& q, const K& k, const V& v, const result<T>& forward, const result<G>& d_out,
-                    const view<DQ, 4>& dq, const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
+template <class Q, class K, class V, class T, class G, Destination DQ, Destination DK, Destination DV, class... Policies>
+auto state_backward(const char* door, const Q& q, const K& k, const V& v, const result<T>& forward, const result<G>& d_out, const DQ& dq,
+                    const DK& dk, const DV& dv, const Policies&... policies) {
     using source = typename Q::value_type;
     using DOut = std::remove_const_t<G>;
-    static_assert(!std::is_const_v<DQ> && !std::is_const_v<DK> && !std::is_const_v<DV>,
-                  "heed: gradients are written, so their elements must not be const");
-    static_assert(StoredFor<std::remove_const_t<T>, source> && StoredFor<DOut, source> && StoredFor<DQ, source> && StoredFor<DK, source> &&
-                      StoredFor<DV, source>,
+    using to_q = destination_of<DQ>;
+    using to_k = destination_of<DK>;
+    using to_v = destination_of<DV>;
+    static_assert(to_q::writable && to_k::writable && to_v::writable, "heed: gradients are written, so their elements must not be const");
+    static_assert(StoredFor<std::remove_const_t<T>, source> && StoredFor<DOut, source> && to_q::template stores<source> &&
+                      to_k::template stores<source> && to_v::template stores<source>,
                   "heed: query, key, value, out and their gradients must have one element type, where 16-bit types count as float");
     const view<const std::remove_const_t<T>, 4> out = forward.out;
     const view<const DOut, 4> gradient = d_out.out;
@@ -125,9 +143,9 @@ void clear_destinations(const Problem& p) {
 }  // namespace doors
 
 // What the same call of attention_backward would do. Throws as attention_backward does.
-template <class Q, class K, class V, class T, class DOut, class DQ, class DK, class DV, class... Policies>
-attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<DQ, 4>& dq,
-                             const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
+template <class Q, class K, class V, class T, class DOut, Destination DQ, Destination DK, Destination DV, class... Policies>
+attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const DQ& dq, const DK& dk,
+                             const DV& dv, const Policies&... policies) {
     const auto p = doors::state_backward("plan_backward", row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq,
                                          dk, dv, policies...);
     const wide_gradients gradients(p);
@@ -139,11 +157,11 @@ attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>
 
 // In calls of float each of q, k, v, out, d_out, dq, dk, dv may be stored in 16 bits; lse and d_lse are float, and so are all sums. A
 // 16-bit gradient is the float one rounded once, ties to even: its error is that of float and half an ulp, in bfloat16 at most 2^-8 of it,
-// in float16 2^-11 of it or 2^-25, and infinity from 65520 on; each of its elements takes 4 bytes of the workspace. A 16-bit `out` is taken
-// as it is, so that its rounding enters delta.
-template <class Q, class K, class V, class T, class DOut, class DQ, class DK, class DV, class... Policies>
-void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const view<DQ, 4>& dq,
-                        const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
+// in float16 2^-11 of it or 2^-25, and infinity from 65520 on; each of its elements takes 4 bytes of the workspace, and so does each of
+// joined features whose rows do not continue each other. A 16-bit `out` is taken as it is, so that its rounding enters delta.
+template <class Q, class K, class V, class T, class DOut, Destination DQ, Destination DK, Destination DV, class... Policies>
+void attention_backward(const Q& q, const K& k, const V& v, const result<T>& forward, const DOut& d_out, const DQ& dq, const DK& dk,
+                        const DV& dv, const Policies&... policies) {
     constexpr const char* door = "attention_backward";
     const auto p =
         doors::state_backward(door, row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq, dk, dv, policies...);
@@ -155,7 +173,7 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<T>& for
     doors::clear_destinations(p);
     gradients.place(memory.base());
     engine.run(executor, memory.base() + gradients.bytes());
-    gradients.narrow(executor);
+    gradients.hand_out(executor);
 }
 
 }  // namespace heed::inline HEED_ISA

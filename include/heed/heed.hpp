@@ -15,6 +15,8 @@
 #include <heed/feature_attention_backward.hpp>
 #include <heed/gradient.hpp>
 #include <heed/heads/fusion.hpp>
+#include <heed/heads/latent.hpp>
+#include <heed/heads/latent_shards.hpp>
 #include <heed/heads/map.hpp>
 #include <heed/heads/route.hpp>
 #include <heed/heads/router.hpp>
@@ -49,6 +51,7 @@
 #include <heed/score/relative_bias.hpp>
 #include <heed/score/rotary.hpp>
 #include <heed/score/score.hpp>
+#include <heed/score/yarn.hpp>
 #include <heed/select/antidiagonal.hpp>
 #include <heed/select/blocks.hpp>
 #include <heed/select/choose.hpp>
@@ -69,6 +72,7 @@
 #include <heed/select/value_scores.hpp>
 #include <heed/span_attention.hpp>
 #include <heed/tensor/concat.hpp>
+#include <heed/tensor/concat_features.hpp>
 #include <heed/tensor/convolution.hpp>
 #include <heed/tensor/kv_cache.hpp>
 #include <heed/tensor/paged.hpp>

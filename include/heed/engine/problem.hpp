@@ -98,20 +98,21 @@ struct attention_problem {
 };
 
 // The same for a backward: `out` and `lse` are those of the forward, and are read. Scl is the scale policy, Obs a tuple of observers,
-// DOut, DQ, DK and DV are types that the gradients are stored in.
+// DOut the type that the gradient of `out` is stored in; DQ, DK and DV say where gradients go (tensor/destination.hpp).
 template <class Forward, class DOut, class Scl, class Obs, class DQ, class DK, class DV>
 struct backward_problem : Forward {
     using T = typename Forward::T;
     using d_out_type = DOut;
-    using wide = backward_problem<Forward, DOut, Scl, Obs, T, T, T>;  // adds up in what is computed with
+    using rows = view<T, 4>;
+    using wide = backward_problem<Forward, DOut, Scl, Obs, rows, rows, rows>;  // adds up in rows of what is computed with
     using scale_type = Scl;
     using observers_type = Obs;
 
     view<const DOut, 4> d_out;
     view<const T, 3> d_lse;  // no data: zero
-    view<DQ, 4> dq;
-    view<DK, 4> dk;
-    view<DV, 4> dv;
+    DQ dq;
+    DK dk;
+    DV dv;
     Scl scale_policy;
     Obs observers;
 };

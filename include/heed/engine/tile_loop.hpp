@@ -66,7 +66,7 @@ public:
         using key_type = typename tile_memory<Problem>::key_type;
         using value_type = typename tile_memory<Problem>::value_type;
         prefetches_ =
-            reads_rows(p_.q) && reads_rows(p_.k) && reads_rows(p_.v) &&
+            reads_rows(p_.k) && reads_rows(p_.v) &&
             most_keys_ * (p_.depth() * static_cast<index>(sizeof(key_type)) + p_.width() * static_cast<index>(sizeof(value_type))) >=
                 256 * 1024;
 
@@ -403,10 +403,11 @@ private:
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0 || at.shared) return;
+        const bool lying = reads_rows(p_.q);
         for (int i = 0; i < at.queries; ++i) {
             const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
             const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
-            lying_rows(p_.q, at.rows.batch, head, row, 1, tile.next_query_rows + i, nullptr);
+            if (lying) lying_rows(p_.q, at.rows.batch, head, row, 1, tile.next_query_rows + i, nullptr);
             if constexpr (!strip_type::narrow_out) tile.next_out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
         }
         int count = 0;
@@ -414,7 +415,7 @@ private:
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
             count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
         ahead(at, count, key_steps, value_steps, tile, keys, values);
-        keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
+        if (lying) keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 

@@ -8,6 +8,7 @@
 
 #include <heed/kernel/feature_panels.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_matrix.hpp>
 #include <heed/kernel/transpose.hpp>
 #include <heed/recurrence/memory_rows.hpp>
 
@@ -23,25 +24,6 @@ constexpr index padded(index n) {
     return feature_panels<pack<T>>::padded(n);
 }
 
-// f(type of tile, row, first column) for register tiles that cover rows x columns; columns are whole vectors. f makes the tile itself, so
-// that it stays in registers.
-template <class T, class F>
-HEED_INLINE void each_tile(index rows, index columns, F&& f) {
-    using P = pack<T>;
-    feature_panels<P>::each(columns, [&](int first, auto vectors) {
-        constexpr int N = decltype(vectors)::value, M = tile_shape<P>::rows(N);
-        const index column = first * P::lanes;
-        index row = 0;
-        const auto some = [&]<int R>(std::integral_constant<int, R>) {
-            for (; row + R <= rows; row += R) {
-                f(std::type_identity<register_tile<R, N, P>>{}, row, column);
-            }
-        };
-        some(std::integral_constant<int, M>{});
-        if constexpr (M > 4) some(std::integral_constant<int, 4>{});
-        some(std::integral_constant<int, 1>{});
-    });
-}
 // to(i, j) = sum_k rows[i][k] b(k, j), `to` and b of padded rows.
 template <class T>
 HEED_NOINLINE void rows_times(const T* const* rows, index count, index depth, const T* b, index columns, T* to) {

@@ -2,11 +2,13 @@
 //
 //   pair i of a row turns by the angle position * scale * base^(-2i / dims): (a, b) -> (a cos - b sin, a sin + b cos)
 // so that the score of a rotated query and a rotated key depends on the difference of their positions alone. rotate_backward turns by
-// minus the angle, which takes the gradient of the output to that of the input. Angles, sines and cosines are made in double, once for
+// minus the angle, which takes the gradient of the output to that of the input. A slice of the features turns by itself through
+// slice_features, frequencies for long contexts are those of score/yarn.hpp. Angles, sines and cosines are made in double, once for
 // each token and pair; an element errs by less than 2 eps of the length of its pair, and 4e-16 of it for each radian of the angle.
 #pragma once
 
 #include <heed/config.hpp>
+#include <heed/score/yarn.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/overlap.hpp>
@@ -32,6 +34,7 @@ struct rotary {
     double base = 10000;
     double scale = 1;  // factor of the positions; linear position interpolation by s is 1 / s (Chen et al. 2023)
     pairing pairs = pairing::interleaved;
+    yarn longer = {};  // frequencies for longer contexts than those of training
 };
 
 // One position a token, shared by the batch, or a view (batch, token) whose batch extent of 1 broadcasts. Read, not copied.
@@ -98,6 +101,7 @@ void check(const char* door, const rotary& rule, const char* in, const view<X, 4
     require(dims % 2 == 0, door, "rotary dims", dims, "must be even");
     require(rule.base > 0 && std::isfinite(rule.base), door, "rotary base", rule.base, "must be finite and above", 0);
     require(std::isfinite(rule.scale), door, "rotary scale", rule.scale, "must be finite");
+    rule.longer.check(door, rule.base);
 
     require(same_elements(x, out) || !may_overlap(x, out), door, into, "must be exactly or not overlap", in);
     require(!may_overlap(p, out), door, into, "must not overlap", "positions");
@@ -151,7 +155,8 @@ void run(const rotary& rule, double direction, const view<X, 4>& x, const view<c
     for (index first = 0; first < pairs; first += held_pairs) {
         const index n = std::min(held_pairs, pairs - first);
         for (index i = 0; i < n; ++i)
-            frequency[i] = rule.scale * std::pow(rule.base, -2 * static_cast<double>(first + i) / static_cast<double>(dims));
+            frequency[i] = rule.scale * std::pow(rule.base, -2 * static_cast<double>(first + i) / static_cast<double>(dims)) *
+                           rule.longer.stretch(first + i, dims, rule.base);
         for (index group = 0; group < (shared ? 1 : batch); ++group)
             for (index token = 0; token < tokens; ++token) {
                 const P position(static_cast<double>(positions(group, token)));

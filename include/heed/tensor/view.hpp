@@ -85,6 +85,12 @@ constexpr view<T, 3> bht(T* data, index batch, index heads, index tokens) {
     return {data, shape, layout::dense(shape)};
 }
 
+// Features [first, first + count) of every row.
+template <class T>
+constexpr view<T, 4> slice_features(const view<T, 4>& v, index first, index count) {
+    return {v.data + first, {v.extent(0), v.extent(1), v.extent(2), count}, v.strides};
+}
+
 template <class T>
 inline constexpr bool is_view = false;
 template <class T, int Rank>
