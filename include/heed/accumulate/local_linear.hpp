@@ -42,7 +42,8 @@ struct local_linear {
     view<const T, 3> ridges = {};  // in place of `ridge`, where it has data
     ridge_gradient ridge_grad = ridge_gradient::exact;
     ridge_solver solver = ridge_solver::by_size;
-    double eps = 1e-12;         // added to delta = sum w (1 - z rho) of weights below 1; a constant to the gradient
+    double eps = 0;             // added to delta, with w relative to the row's largest, which its gradient holds constant; nothing here
+                                // needs it, the released code has 1e-12
     int iterations = 32;        // of conjugate gradients, at most
     double tolerance = 1e-12;   // a row stops at |residual|^2 <= tolerance max(tolerance, |q - m|^2)
     bool jacobi = false;        // preconditioned by the diagonal
@@ -138,7 +139,7 @@ public:
 
     template <class Policy>
     static index elements(const Policy& policy, index depth, index width, bool backward) {
-        return (9 * depth + (backward ? width : 0) + 8 + (policy.direct(depth) ? moments_before(depth, depth) + depth : 0)) * lanes;
+        return (10 * depth + (backward ? width : 0) + 8 + (policy.direct(depth) ? moments_before(depth, depth) + depth : 0)) * lanes;
     }
     template <class Policy>
     local_linear_solver(const Policy& policy, index depth, index width, bool backward, T* memory)
@@ -155,7 +156,8 @@ public:
             memory += rows * lanes;
             return at;
         };
-        for (T** at : {&mean_, &right_, &solution_, &adjoint_, &residual_, &towards_, &image_, &diagonal_, &moved_}) *at = take(depth);
+        for (T** at : {&mean_, &right_, &solution_, &adjoint_, &residual_, &towards_, &image_, &diagonal_, &moved_, &d_query_})
+            *at = take(depth);
         for (T** at : {&ridge_, &start_, &factor_, &d_start_, &curvature_, &d_ridge_, &singular_, &scratch_}) *at = take(1);
         value_mean_ = take(backward ? width : 0);
         moments_ = take(direct_ ? moments_before(depth, depth) : 0);
@@ -215,6 +217,7 @@ public:
         scale_rows(towards_, keys.inverse(), used, right_);
         solve(keys, right_, adjoint_);
         zero_single(keys, adjoint_);
+        differentiate_eps(used, keys.total());
         dot(adjoint_, solution_, depth_, used, d_ridge_, -1);
         dot(mean_, adjoint_, depth_, used, scratch_, 1);
         for (index at = 0; at < used; at += P::lanes) {
@@ -229,7 +232,7 @@ public:
     // Of a row's ridge.
     T d_ridge(int i) const { return d_ridge_[i]; }
     // The gradient of the query, but for that through its scores.
-    const T* d_query() const { return adjoint_; }
+    const T* d_query() const { return d_query_; }
 
     // Of one pair with weight p: gradient of the score, and factors of y and of u in the gradient of the key.
     HEED_INLINE static void turn(const P& p, const P& c, const P& h, const P& curvature, P& d_score, P& of_solution, P& of_adjoint) {
@@ -258,6 +261,24 @@ private:
     void scale_rows(const T* from, const T* factor, index used, T* to) const {
         for (index at = 0; at < used; at += P::lanes)
             for (index d = 0; d < depth_; ++d) (P::load(from + d * lanes + at) * P::load(factor + at)).store(to + d * lanes + at);
+    }
+
+    // delta = sum(w) / (1 + (q - m) y) counts with eps: that moves u and d_start.
+    void differentiate_eps(index used, const T* total) {
+        std::copy(adjoint_, adjoint_ + depth_ * lanes, d_query_);
+        if (eps_ == 0) return;
+        dot(right_, solution_, depth_, used, d_ridge_, 1);
+        for (index at = 0; at < used; at += P::lanes) {
+            const P product = P::load(d_ridge_ + at) - P::load(d_start_ + at), lost = P(1) - P::load(factor_ + at) * P::load(total + at);
+            const P moved = product * lost / (P(1) + P::load(scratch_ + at));
+            (P::load(d_start_ + at) + moved).store(d_start_ + at);
+            for (index d = 0; d < depth_; ++d) {
+                const index i = d * lanes + at;
+                const P y = moved * P::load(solution_ + i), u = P::load(adjoint_ + i) - y;
+                u.store(adjoint_ + i);
+                (u - y).store(d_query_ + i);
+            }
+        }
     }
 
     // Means, q - m, and where it is solved directly, the triangle of the system.
@@ -307,6 +328,7 @@ private:
     }
     template <class Keys>
     void zero_single(const Keys& keys, T* x) const {
+        if (eps_ != 0) return;
         for (index at = 0; at < keys.used(); at += P::lanes) {
             const auto single = P::load(keys.seen() + at) == P(1);
             if (!any(single)) continue;
@@ -488,7 +510,7 @@ private:
     T tolerance_, eps_;
     bool detached_;
     index depth_, width_;
-    T *mean_, *right_, *solution_, *adjoint_, *residual_, *towards_, *image_, *diagonal_, *moved_;
+    T *mean_, *right_, *solution_, *adjoint_, *residual_, *towards_, *image_, *diagonal_, *moved_, *d_query_;
     T *ridge_, *start_, *factor_, *d_start_, *curvature_, *d_ridge_, *singular_, *scratch_;
     T *value_mean_, *moments_, *inverse_pivot_;
 };
