@@ -131,6 +131,7 @@ HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
         require(p.parts <= 1, door, "split_keys parts", p.parts, "of an accumulator that solves for its weights must be", 1);
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
+    if constexpr (requires { p.accumulator.check_features(door, p.depth()); }) p.accumulator.check_features(door, p.depth());
     ask::check(p.weight, door, p.whole);
     check_rows(door, p);
     extents e = p.whole;

@@ -59,8 +59,8 @@ struct outcome {
 };
 
 template <class T, class Attention, class Backward, class Into, class... Policies>
-void run(const operands<T>& x, outcome<T>& to, const Attention& attention, const Backward& backward, const local_linear<T>& rule,
-         Into&& into, const Policies&... policies) {
+void run(const operands<T>& x, outcome<T>& to, const Attention& attention, const Backward& backward, const local_linear& rule, Into&& into,
+         const Policies&... policies) {
     attention(x.q.view, x.k.view, x.v.view, to.forward.result(), rule, policies...);
     backward(x.q.view, x.k.view, x.v.view, to.forward.result(), heed::result{x.d_out.view, x.d_lse}, to.dq.view, to.dk.view, to.dv.view,
              heed::with_gradient(rule, into), policies...);
@@ -80,12 +80,12 @@ void check_call(random_source& r, const heed::extents& e, const std::string& wha
     const heed::index depth = r.chance(20) ? r.between(17, 40) : r.between(1, 12), width = r.chance(30) ? depth : r.between(1, 20);
     const operands<T> x(r, e, depth, width);
     const heed::scale scale{r.one_of<double>({1, 1, 3, -1, 0}) / std::sqrt(static_cast<double>(depth))};
-    local_linear<T> rule{.ridge_grad = r.one_of({ridge_gradient::exact, ridge_gradient::detached}),
-                         .solver = r.one_of({ridge_solver::by_size, ridge_solver::conjugate_gradient, ridge_solver::direct}),
-                         .eps = r.one_of<double>({0, 0, 0.2}),
-                         .iterations = static_cast<int>(r.one_of<heed::index>({10, 300})),
-                         .tolerance = sizeof(T) == 8 ? 1e-28 : 1e-14,
-                         .jacobi = r.chance(50)};
+    local_linear rule{.ridge_grad = r.one_of({ridge_gradient::exact, ridge_gradient::detached}),
+                      .solver = r.one_of({ridge_solver::by_size, ridge_solver::conjugate_gradient, ridge_solver::direct}),
+                      .eps = r.one_of<double>({0, 0, 0.2}),
+                      .iterations = static_cast<int>(r.one_of<heed::index>({10, 300})),
+                      .tolerance = sizeof(T) == 8 ? 1e-28 : 1e-14,
+                      .jacobi = r.chance(50)};
     if (!rule.direct(depth)) rule.iterations = 300;
     // Few shared entries or one for every row.
     const std::array<heed::index, 3> shape{r.chance(50) ? 1 : e.batch, r.chance(50) ? 1 : e.heads, r.chance(50) ? 1 : e.queries};
@@ -181,7 +181,7 @@ TEST_CASE("the exact gradient is the limit of differences, of a ridge for all ro
     const heed::extents e{1, 2, 1, 7, 9};
     operands<double> x(r, e, 3, 4);
     double ridge = 0.3, d_ridge = 7;
-    const auto rule = [&] { return local_linear<double>{.ridge = ridge}; };
+    const auto rule = [&] { return local_linear{.ridge = ridge}; };
     const auto loss = [&] {
         answer<double> y(x.d_out.view.shape);
         heed::attention(x.q.view, x.k.view, x.v.view, y.result(), rule(), heed::causal, heed::softcap{3.f});
@@ -225,7 +225,7 @@ TEST_CASE("one key gives its value exactly, a large ridge softmax, a small one a
         answer<double> y(x.d_out.view.shape), soft(x.d_out.view.shape);
         const auto attend = [&](double ridge) {
             heed::attention(x.q.view, x.k.view, x.v.view, y.result(),
-                            local_linear<>{.ridge = ridge, .solver = solver, .iterations = 500, .tolerance = 1e-30}, heed::causal);
+                            local_linear{.ridge = ridge, .solver = solver, .iterations = 500, .tolerance = 1e-30}, heed::causal);
         };
         attend(0.1);
         for (heed::index d = 0; d < 3; ++d) CHECK(y.out.view(0, 0, 0, d) == x.v.view(0, 0, 0, d));
@@ -251,7 +251,7 @@ TEST_CASE("without ridge, rows that see too few keys are reported, and the other
     answer<double> mine(x.d_out.view.shape), exact(x.d_out.view.shape);
     outcome<double> back(x);
     heed::index singular = -1;
-    local_linear<> rule{.ridge = 0, .singular = &singular};
+    local_linear rule{.ridge = 0, .singular = &singular};
     heed::attention(x.q.view, x.k.view, x.v.view, mine.result(), rule, heed::causal);
     // Rows 1, 2 and 3 see 2, 3 and 4 keys; 5 points determine a map of 4 features.
     CHECK(singular == 3);
@@ -289,7 +289,7 @@ TEST_CASE("NaN and infinity of a masked key change no bit, those of a visible on
                 double d_ridge = 0;
                 run(
                     x, y, [](const auto&... a) { heed::attention(a...); }, [](const auto&... a) { heed::attention_backward(a...); },
-                    local_linear<double>{.ridge = 0.2, .solver = solver}, d_ridge, heed::causal);
+                    local_linear{.ridge = 0.2, .solver = solver}, d_ridge, heed::causal);
                 return y;
             };
             const auto clean = attend();
@@ -347,7 +347,7 @@ TEST_CASE("rows of 16 bits are those of float, rounded once") {
     const auto wq = converted<float>(q.view), wk = converted<float>(k.view), wv = converted<float>(v.view), wg = converted<float>(g.view);
     answer<float> wide(x.d_out.view.shape);
     answer<half> narrow(x.d_out.view.shape);
-    const local_linear<> rule{.ridge = 0.5};
+    const auto rule = local_linear{.ridge = 0.5};
     heed::attention(wq.view, wk.view, wv.view, wide.result(), rule, heed::causal);
     heed::attention(q.view, k.view, v.view, narrow.result(), rule, heed::causal);
     CHECK(same_bits(elements(converted<half>(wide.out.view).view), elements(narrow.out.view)));
@@ -366,7 +366,7 @@ TEST_CASE("parameters of local_linear that do not fit are refused in words") {
     const operands<double> x(r, e, 3, 4);
     answer<double> y(x.d_out.view.shape);
     outcome<double> back(x);
-    const auto says = [&](const local_linear<double>& rule, const auto&... more) {
+    const auto says = [&](const local_linear& rule, const auto&... more) {
         return refusal([&] { heed::attention(x.q.view, x.k.view, x.v.view, y.result(), rule, heed::causal, more...); });
     };
     CHECK(says({.ridge = -1}) == "heed::attention: local_linear ridge (-1.000000) must be a number of at least (0)");
@@ -386,8 +386,10 @@ TEST_CASE("parameters of local_linear that do not fit are refused in words") {
           "heed::attention: local_linear delta batch (1) must equal that of the query (2)");
     CHECK(says({.rho = heed::bhtd(into.data(), 2, 2, 4, 3)}) ==
           "heed::attention: local_linear rho length (4) must equal that of the query (5)");
+    CHECK(says({.rho = heed::bhtd(into.data(), 2, 2, 5, 2)}) ==
+          "heed::attention: local_linear rho features (2) must equal that of the query (3)");
     numbers[3] = -2;
-    const local_linear<double> by_row{.ridges = heed::bht<const double>(numbers.data(), 1, 1, 5)};
+    const local_linear by_row{.ridges = heed::bht<const double>(numbers.data(), 1, 1, 5)};
     CHECK(says(by_row) == "heed::attention: local_linear ridge (-2.000000) must be a number of at least (0)");
     numbers[3] = 2;
     const auto says_back = [&](const auto& rule) {
@@ -412,7 +414,7 @@ TEST_CASE("the workspace of local_linear grows with rows, not with pairs") {
     std::vector<float> o(x.size()), g(x.size()), dq(x.size()), dk(x.size()), dv(x.size());
     const auto view = [&](std::vector<float>& of) { return heed::bhtd(of.data(), 1, 1, n, depth); };
     for (const auto solver : {ridge_solver::direct, ridge_solver::conjugate_gradient}) {
-        const local_linear<> rule{.solver = solver};
+        const local_linear rule{.solver = solver};
         CHECK(heed::plan(rows, rows, rows, view(o), rule, heed::causal).workspace_bytes <= most);
         CHECK(heed::plan_backward(rows, rows, rows, heed::result{view(o), lse}, view(g), view(dq), view(dk), view(dv), rule, heed::causal)
                   .workspace_bytes <= most);

@@ -20,7 +20,8 @@ inline constexpr auto one_head = [](auto& t) { return heed::bhtd(t.data(), t.ext
 template <class T>
 struct ridge_of {
     tensor<T> values;
-    heed::local_linear<T> policy;
+    heed::view<const T, 3> rows;
+    heed::local_linear policy;
 
     explicit ridge_of(const problem<T>& in) {
         policy.eps = in.number("delta_eps", 1e-12);
@@ -29,10 +30,17 @@ struct ridge_of {
             return;
         }
         values = in.tensor("ridge_lambda", in.rank("ridge_lambda"));
-        const index rank = static_cast<index>(values.shape.size());
+        const std::size_t rank = values.shape.size();
         // A scalar, one a row, or one a row and batch entry, the last perhaps with an extent of 1 behind.
-        const index rows = rank == 0 ? 1 : values.extent(rank == 1 ? 0 : 1), batch = rank < 2 ? 1 : values.extent(0);
-        policy.ridges = heed::bht<const T>(values.data(), batch, 1, rows);
+        const index count = rank == 0 ? 1 : values.extent(rank == 1 ? 0 : 1), batch = rank < 2 ? 1 : values.extent(0);
+        rows = heed::bht<const T>(values.data(), batch, 1, count);
+        policy.ridges = rows;
+    }
+    // For query row t alone.
+    heed::local_linear at(index t) const {
+        heed::local_linear one = policy;
+        if (rows.extent(2) > 1) one.ridges = heed::view<const T, 3>{rows.data + t * rows.stride(2), {rows.extent(0), 1, 1}, rows.strides};
+        return one;
     }
 };
 
@@ -102,12 +110,7 @@ answers decode(const problem<T>& in) {
         auto to = one_head(out);
         to.data += to.offset(index{0}, index{0}, t, index{0});
         to.shape[2] = 1;
-        auto policy = ridge.policy;
-        if (policy.ridges.extent(2) > 1) {
-            policy.ridges.data += t * policy.ridges.stride(2);
-            policy.ridges.shape[2] = 1;
-        }
-        heed::attention(some(q, t, 1), some(k, 0, cached + t + 1), some(v, 0, cached + t + 1), to, policy, scale, heed::causal);
+        heed::attention(some(q, t, 1), some(k, 0, cached + t + 1), some(v, 0, cached + t + 1), to, ridge.at(t), scale, heed::causal);
     }
     return {{"out_dec", out}};
 }

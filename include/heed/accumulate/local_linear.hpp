@@ -13,6 +13,7 @@
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/policy.hpp>
 #include <heed/simd.hpp>
+#include <heed/tensor/either_view.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
 
@@ -34,12 +35,12 @@ enum class ridge_solver { by_size, conjugate_gradient, direct };
 template <class P>
 class local_linear_solver;
 
-// T: of the views. Extents of `ridges` are those of lse (batch, head, query), or 1 where all share an entry; its gradient has its shape.
-template <class T = double>
+// Views are borrowed for the call. Extents of `ridges` are those of lse (batch, head, query), or 1 where all share an entry; its gradient
+// has its shape.
 struct local_linear {
     using axis = axes::accumulator;
     double ridge = 10;
-    view<const T, 3> ridges = {};  // in place of `ridge`, where it has data
+    const_either_view<3> ridges = {};  // in place of `ridge`, where it has data
     ridge_gradient ridge_grad = ridge_gradient::exact;
     ridge_solver solver = ridge_solver::by_size;
     double eps = 0;             // added to delta, with w relative to the row's largest, which its gradient holds constant; nothing here
@@ -47,9 +48,9 @@ struct local_linear {
     int iterations = 32;        // of conjugate gradients, at most
     double tolerance = 1e-12;   // a row stops at |residual|^2 <= tolerance max(tolerance, |q - m|^2)
     bool jacobi = false;        // preconditioned by the diagonal
-    view<T, 4> rho = {};        // where it has data, the forward writes rho (batch, head, query, feature) there, rows without keys as 0
-    view<T, 3> delta = {};      // the same of delta, w relative to the row's largest
-    index* singular = nullptr;  // receives how many rows had no unique solution, with ridge 0; without it such a call throws at its end
+    either_view<4> rho = {};    // where it has data, the forward writes rho (batch, head, query, feature) there, rows without keys as 0
+    either_view<3> delta = {};  // the same of delta, w relative to the row's largest
+    index* singular = nullptr;  // with ridge 0: receives how many rows had no unique solution; without it the call throws at its end
 
     static constexpr bool solves = true;
     static constexpr double unit = std::numbers::log2e;
@@ -62,7 +63,10 @@ struct local_linear {
                 std::vector<std::vector<double>>& d_keys) const {
         return solved.back(d_weights, d_query, d_keys, ridge_grad == ridge_gradient::exact);
     }
-    double parameter(index b, index h, index row) const { return ridges.data == nullptr ? ridge : entry(ridges, b, h, row); }
+    double parameter(index b, index h, index row) const {
+        const auto at = [&](int a, index i) { return ridges.extent(a) == 1 ? 0 : i; };
+        return ridges.given() ? ridges.get(at(0, b), at(1, h), at(2, row)) : ridge;
+    }
     bool direct(index depth) const {
         return solver == ridge_solver::direct || (solver == ridge_solver::by_size && depth <= 3 * index{iterations});
     }
@@ -75,21 +79,25 @@ struct local_linear {
             require(x > 0 || solver != ridge_solver::conjugate_gradient, door, "local_linear ridge", x,
                     "must be above 0 with conjugate gradients");
         };
-        if (ridges.data == nullptr) fits(ridge);
+        if (!ridges.given()) fits(ridge);
         const std::array<index, 3> rows{e.batch, e.heads, e.queries};
         constexpr const char* words[] = {"batch", "heads", "length"};
         for (int a = 0; a < 3; ++a) {
             const index all = rows[static_cast<std::size_t>(a)];
-            require(ridges.data == nullptr || ridges.extent(a) == 1 || ridges.extent(a) == all, door, "local_linear ridges", words[a],
+            require(!ridges.given() || ridges.extent(a) == 1 || ridges.extent(a) == all, door, "local_linear ridges", words[a],
                     ridges.extent(a), "must be 1 or that of the query", all);
-            require(rho.data == nullptr || rho.extent(a) == all, door, "local_linear rho", words[a], rho.extent(a),
-                    "must equal that of the query", all);
-            require(delta.data == nullptr || delta.extent(a) == all, door, "local_linear delta", words[a], delta.extent(a),
+            require(!rho.given() || rho.extent(a) == all, door, "local_linear rho", words[a], rho.extent(a), "must equal that of the query",
+                    all);
+            require(!delta.given() || delta.extent(a) == all, door, "local_linear delta", words[a], delta.extent(a),
                     "must equal that of the query", all);
         }
-        for (index b = 0; ridges.data != nullptr && b < ridges.extent(0); ++b)
+        for (index b = 0; ridges.given() && b < ridges.extent(0); ++b)
             for (index h = 0; h < ridges.extent(1); ++h)
-                for (index i = 0; i < ridges.extent(2); ++i) fits(static_cast<double>(ridges(b, h, i)));
+                for (index i = 0; i < ridges.extent(2); ++i) fits(ridges.get(b, h, i));
+    }
+    void check_features(const char* door, index depth) const {
+        require(!rho.given() || rho.extent(3) == depth, door, "local_linear rho features", rho.extent(3), "must equal that of the query",
+                depth);
     }
     template <class G>
     void check_gradient(const char* door, const view<G, 3>& into, const extents&) const {
@@ -101,12 +109,13 @@ struct local_linear {
     template <class G>
     void check_gradient(const char* door, G* into, const extents&) const {
         require(into != nullptr, door, "local_linear gradient must not be null");
-        require(ridges.data == nullptr, door, "local_linear gradient of ridges must be a view of their shape");
+        require(!ridges.given(), door, "local_linear gradient of ridges must be a view of their shape");
     }
     // What one row adds to the gradient of the ridge.
     template <class G>
     void collect(const view<G, 3>& into, index b, index h, index row, double value) const {
-        G& to = entry(into, b, h, row);
+        const auto at = [&](int a, index i) { return into.extent(a) == 1 ? 0 : i; };
+        G& to = into(at(0, b), at(1, h), at(2, row));
         to = static_cast<G>(static_cast<double>(to) + value);
     }
     template <class G>
@@ -119,12 +128,6 @@ struct local_linear {
             *singular = rows;
         else
             require(rows == 0, door, "local_linear systems that are singular", rows, "must be", 0);
-    }
-    // Of a view with extents of 1 that all share; a batch of packed queries has one entry.
-    template <class V>
-    static auto& entry(const V& v, index b, index h, index row) {
-        const auto at = [&](int axis, index i) { return v.extent(axis) == 1 ? 0 : i; };
-        return v(at(0, b), at(1, h), at(2, row));
     }
 };
 
@@ -183,15 +186,11 @@ public:
     void keep(const Policy& policy, const Keys& keys, index batch, index head, index row, int i) const {
         const double grown = 1 + double{scratch_[i]};
         const bool seen = keys.total()[i] != 0;
-        if (policy.rho.data != nullptr)
-            for (index d = 0; d < depth_; ++d) {
-                auto& to = policy.rho(policy.rho.extent(0) == 1 ? 0 : batch, head, row, d);
-                to = static_cast<std::remove_reference_t<decltype(to)>>(seen ? -double{moved_[d * lanes + i]} / grown : 0);
-            }
-        if (policy.delta.data != nullptr) {
-            auto& to = policy.entry(policy.delta, batch, head, row);
-            to = static_cast<std::remove_reference_t<decltype(to)>>(seen ? keys.total()[i] / grown + double{eps_} : 0);
-        }
+        const index b = policy_batch(policy.rho, batch);
+        for (index d = 0; policy.rho.given() && d < depth_; ++d)
+            policy.rho.set(seen ? -double{moved_[d * lanes + i]} / grown : 0, b, head, row, d);
+        if (policy.delta.given())
+            policy.delta.set(seen ? keys.total()[i] / grown + double{eps_} : 0, policy_batch(policy.delta, batch), head, row);
     }
 
     // With c = start + k y and h = d_start + v d_out - k u: d_score = p (h c - curvature), and key j gets p h y - p c u, value j p c d_out.
@@ -242,6 +241,11 @@ public:
     }
 
 private:
+    // Packed queries share one batch entry.
+    template <class V>
+    static index policy_batch(const V& v, index batch) {
+        return v.extent(0) == 1 ? 0 : batch;
+    }
     // Rows of moments before row a: row a holds columns a / block * block ... depth.
     static constexpr index moments_before(index a, index depth) {
         const index whole = a / block, rest = a % block;
