@@ -14,6 +14,7 @@
 #include <heed/accumulate/softmax.hpp>
 #include <heed/engine/executor.hpp>
 #include <heed/engine/plan.hpp>
+#include <heed/engine/solve_loop.hpp>
 #include <heed/engine/tile_loop.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/mask/algebra.hpp>
@@ -135,8 +136,11 @@ template <class Problem>
 HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     p.sequences.check(door, p.whole);
     require(p.parts >= 0, door, "split_keys parts", p.parts, "must be at least", 1);
+    if constexpr (SolvingAccumulator<typename Problem::accumulator_type>)
+        require(p.parts <= 1, door, "split_keys parts", p.parts, "of an accumulator that solves for its weights must be", 1);
     ask::check(p.similarity, door, p.whole);
     ask::check(p.accumulator, door, p.whole);
+    if constexpr (requires { p.accumulator.check_features(door, p.depth()); }) p.accumulator.check_features(door, p.depth());
     ask::check(p.weight, door, p.whole);
     ask::check(p.routes, door, p.whole);
     check_rows(door, p);
@@ -246,6 +250,13 @@ auto state(const Q& rows, const K& k, const V& v, const view<Out, 4>& out, const
         one_on<axes::splitting>(split_keys{}, policies...).parts,
         count_on<axes::invariance, Policies...> == 1};
 }
+// The engine that a problem's accumulator asks for.
+template <class Problem>
+using forward_engine = std::conditional_t<SolvingAccumulator<typename Problem::accumulator_type>, solve_loop<Problem>, tile_loop<Problem>>;
+template <class Problem, class Engine>
+void report(const char* door, const Problem& p, const Engine& engine) {
+    if constexpr (SolvingAccumulator<typename Problem::accumulator_type>) p.accumulator.report(door, engine.singular());
+}
 template <class Problem, class... Policies>
 void check_requirement(const char* door) {
     if constexpr (count_on<axes::requirement, Policies...> == 1) {
@@ -271,7 +282,7 @@ auto state_attention(const char* door, const Q& q, const K& k, const V& v, const
 template <class Q, class K, class V, class Out, class... Policies>
 attention_plan plan(const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
     const auto p = doors::state_attention("plan", row_source(q), row_source(k), row_source(v), doors::as_result(out), policies...);
-    auto r = tile_loop(p).plan(one_on<axes::executor>(sequential{}, policies...).workers());
+    auto r = doors::forward_engine<std::remove_const_t<decltype(p)>>(p).plan(one_on<axes::executor>(sequential{}, policies...).workers());
     r.slow_because = doors::slow_because<std::remove_const_t<decltype(p)>>();
     return r;
 }
@@ -281,9 +292,10 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
     constexpr const char* door = "attention";
     const auto p = doors::state_attention(door, row_source(q), row_source(k), row_source(v), doors::as_result(out), policies...);
     const auto executor = one_on<axes::executor>(sequential{}, policies...);
-    tile_loop engine(p);
+    doors::forward_engine<std::remove_const_t<decltype(p)>> engine(p);
     const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door, engine.plan(executor.workers()).workspace_bytes);
     engine.run(executor, memory.base());
+    doors::report(door, p, engine);
 }
 
 }  // namespace heed::inline HEED_ISA

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <heed/attention.hpp>
+#include <heed/engine/solve_loop_backward.hpp>
 #include <heed/engine/tile_loop_backward.hpp>
 #include <heed/engine/wide_gradients.hpp>
 #include <heed/gradient.hpp>
@@ -129,6 +130,9 @@ auto state_backward(const char* door, const Q& q, const K& k, const V& v, const 
     return p;
 }
 template <class Problem>
+using backward_engine =
+    std::conditional_t<SolvingAccumulator<typename Problem::accumulator_type>, solve_loop_backward<Problem>, tile_loop_backward<Problem>>;
+template <class Problem>
 void clear_destinations(const Problem& p) {
     std::apply([&](const auto&... m) { (clear_learned(m), ...); }, p.mods);
     clear_learned(p.similarity);
@@ -149,7 +153,8 @@ attention_plan plan_backward(const Q& q, const K& k, const V& v, const result<T>
     const auto p = doors::state_backward("plan_backward", row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq,
                                          dk, dv, policies...);
     const wide_gradients gradients(p);
-    auto r = tile_loop_backward(gradients.problem()).plan(one_on<axes::executor>(sequential{}, policies...).workers());
+    using wide = typename std::remove_const_t<decltype(p)>::wide;
+    auto r = doors::backward_engine<wide>(gradients.problem()).plan(one_on<axes::executor>(sequential{}, policies...).workers());
     r.workspace_bytes += gradients.bytes();
     r.slow_because = doors::slow_because<std::remove_const_t<decltype(p)>>();
     return r;
@@ -167,13 +172,14 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<T>& for
         doors::state_backward(door, row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out), dq, dk, dv, policies...);
     const auto executor = one_on<axes::executor>(sequential{}, policies...);
     wide_gradients gradients(p);
-    tile_loop_backward engine(gradients.problem());
+    doors::backward_engine<typename std::remove_const_t<decltype(p)>::wide> engine(gradients.problem());
     const call_memory memory(one_on<axes::memory>(own_memory{}, policies...), door,
                              gradients.bytes() + engine.plan(executor.workers()).workspace_bytes);
     doors::clear_destinations(p);
     gradients.place(memory.base());
     engine.run(executor, memory.base() + gradients.bytes());
     gradients.hand_out(executor);
+    doors::report(door, p, engine);
 }
 
 }  // namespace heed::inline HEED_ISA

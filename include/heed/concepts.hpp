@@ -165,6 +165,17 @@ template <class A>
 concept Accumulator = requires(const A& a, index i, std::span<double> row) {
     { a.weigh(i, i, row) } -> std::convertible_to<double>;
 };
+// SolvingAccumulator: weights that a query's keys decide together, found over several passes of them (engine/solve_loop.hpp):
+//   static constexpr bool solves = true
+//   double parameter(b, h, row)                    its parameter for one query row of the tensors
+//   definition(policy, parameter, scores, keys, query), a type   as `weigh`, of one row in double, with lse and back(...)
+//   solver_type<P>, for a strip in lanes           forward(keys) leaves y and start, so that weights are w (start + k y) factor;
+//                                                  backward(keys, d_out, d_lse) the adjoint of y; `keys` is an engine/key_passes.hpp
+//   void report(door, rows)                        told after a call how many rows had no unique solution
+//   void collect(into, b, h, row, gradient)        for with_gradient, row by row in a fixed order
+// Law: an empty row gives weights 0 and lse -inf. Parts of the keys do not merge. Smallest model: accumulate/local_linear.hpp.
+template <class A>
+concept SolvingAccumulator = requires { requires A::solves; };
 
 // WeightFactor: with what factor does a weight, already normalised, reach the values?
 //   double factor(b, h, q, k)                      the definition; independent of the weight

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <heed/accumulate/dropout.hpp>
+#include <heed/accumulate/local_linear.hpp>
 #include <heed/accumulate/merge.hpp>
 #include <heed/accumulate/observe.hpp>
 #include <heed/accumulate/softmax.hpp>

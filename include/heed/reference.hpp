@@ -10,13 +10,22 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <span>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace heed::inline HEED_ISA {
 
 namespace reference {
+
+template <class A>
+auto definition_of(const A&) {
+    return 0;
+}
+template <SolvingAccumulator A>
+typename A::definition definition_of(const A&);
 
 // The scores and weights of one query row, over the keys that it sees.
 template <class Problem>
@@ -52,7 +61,12 @@ public:
             weights.assign(keys.size(), 0.0);
             return -std::numeric_limits<double>::infinity();
         }
-        return p_.accumulator.weigh(number_, head_, std::span(weights));
+        if constexpr (SolvingAccumulator<typename Problem::accumulator_type>) {
+            const double parameter = p_.accumulator.parameter(rows_.batch, head_, rows_.query_begin + i);
+            return solved.emplace(p_.accumulator, parameter, std::span(weights), keys, query).lse;
+        } else {
+            return p_.accumulator.weigh(number_, head_, std::span(weights));
+        }
     }
     // Whether the row is computed at all, and what its output is multiplied with.
     bool computes() const {
@@ -96,6 +110,8 @@ public:
 
     std::vector<row> keys, values;
     row query, weights;
+    // What a solving accumulator has found for this query.
+    std::optional<decltype(definition_of(std::declval<const typename Problem::accumulator_type&>()))> solved;
 
 private:
     index tensor_row() const { return at_query_ - shape_.offset() + rows_.query_begin; }
@@ -218,13 +234,21 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<Out>& f
                 if constexpr (is_learned<typename Problem::routes_type>)
                     if (by != 0) p.routes.collect(p.query_batch(rows), h, t, d_factor, p.routes.into);
                 std::apply([&](const auto&... o) { (head.show(o, d_weights), ...); }, p.observers);
-                if constexpr (is_learned<typename Problem::accumulator_type>)
-                    destination::add(p.accumulator.into, h, p.accumulator.parameter_gradient(h, lse, delta));
                 row d_scores = d_weights;
-                p.accumulator.d_weigh(head.weights, d_scores, delta);
+                if constexpr (SolvingAccumulator<typename Problem::accumulator_type>) {
+                    const double d_parameter = p.accumulator.back(*head.solved, d_scores, d_query, d_keys);
+                    if constexpr (is_learned<typename Problem::accumulator_type>)
+                        p.accumulator.collect(p.accumulator.into, rows.batch, h, t, d_parameter);
+                    for (std::size_t j = 0; j < d_scores.size() && p.d_lse.data != nullptr; ++j)
+                        if (head.allows(j)) d_scores[j] += head.solved->share(j) * static_cast<double>(p.d_lse(rows.batch, h, t));
+                } else {
+                    if constexpr (is_learned<typename Problem::accumulator_type>)
+                        destination::add(p.accumulator.into, h, p.accumulator.parameter_gradient(h, lse, delta));
+                    p.accumulator.d_weigh(head.weights, d_scores, delta);
+                }
                 double query_square = 0;
                 for (std::size_t j = 0; j < d_scores.size(); ++j) {
-                    if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity() || head.weights[j] == 0) continue;
+                    if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity() || d_scores[j] == 0) continue;
                     const auto g = head.back(j, d_scores[j]);
                     query_square += g.query_square;
                     for (std::size_t d = 0; d < depth; ++d) {

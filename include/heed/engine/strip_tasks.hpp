@@ -1,0 +1,113 @@
+// strip_tasks: the strips of queries of a call as tasks, one sequence and head after the other, later queries first.
+#pragma once
+
+#include <heed/engine/pairs.hpp>
+#include <heed/engine/problem.hpp>
+#include <heed/gradient.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+#include <heed/simd.hpp>
+#include <heed/tensor/segments.hpp>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+namespace heed::inline HEED_ISA {
+
+template <class Problem>
+class strip_tasks {
+public:
+    using P = typename Problem::P;
+    using arranged = arrangement<typename Problem::mask_type>;
+    static constexpr int lanes = tile_shape<P>::lanes;
+
+    explicit strip_tasks(const Problem& p) : p_(p), sequences_(p.sequences.count(p.whole)) {
+        order_.emplace(arranged::order(p.mask, 0, tiles()));
+        for (index s = 0; s < sequences_; ++s) {
+            const sequence rows = at(s);
+            count_ += blocks(rows) * p_.whole.heads;
+            most_keys_ = std::max(most_keys_, rows.keys);
+        }
+    }
+
+    static constexpr tiling tiles() { return {lanes, P::lanes, lanes}; }
+    index sequences() const { return sequences_; }
+    index count() const { return count_; }
+    index most_keys() const { return most_keys_; }
+    sequence at(index s) const { return p_.sequences.at(s, p_.whole); }
+    extents shape_of(const sequence& rows) const {
+        extents e = p_.whole;
+        e.batch = sequences_;
+        e.queries = rows.queries;
+        e.keys = rows.keys;
+        return e;
+    }
+    index blocks(const sequence& rows) const { return order_of(rows).blocks(); }
+    // Query rows of a strip of a sequence; may be none.
+    int block(const sequence& rows, index i, index* queries) const { return order_of(rows).block(i, queries); }
+
+    // first: the number of each sequence's first task.
+    void list(index* first) const {
+        for (index s = 0, n = 0; s < sequences_; ++s) {
+            first[s] = n;
+            n += blocks(at(s)) * p_.whole.heads;
+        }
+    }
+    struct task {
+        index number, head, block;
+        sequence rows;
+    };
+    task at(const index* first, index n) const {
+        const index s = std::upper_bound(first, first + sequences_, n) - first - 1;
+        const sequence rows = at(s);
+        const index per_head = blocks(rows), local = n - first[s];
+        return {s, local / per_head, per_head - 1 - local % per_head, rows};
+    }
+
+private:
+    auto order_of(const sequence& rows) const {
+        if constexpr (arranged::ordered)
+            return *order_;
+        else
+            return arranged::order(p_.mask, rows.queries, tiles());
+    }
+
+    const Problem& p_;
+    index sequences_, count_ = 0, most_keys_ = 0;
+    std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
+};
+
+// The mask and the score modifications of a call for sequences of one shape.
+template <class Problem>
+struct bound_policies {
+    using mods_type = decltype(std::apply([](const auto&... m) { return std::tuple{ask::bind(m, extents{})...}; },
+                                          std::declval<const typename Problem::mods_type&>()));
+    bound_to_sequence<typename Problem::mask_type> mask;
+    mods_type mods;
+
+    bound_policies(const Problem& p, const extents& e)
+        : mask(ask::bind(p.mask, e)), mods(std::apply([&](const auto&... m) { return std::tuple{ask::bind(m, e)...}; }, p.mods)) {}
+};
+
+// What an engine of solving accumulators cannot do, as sentences at compile time.
+template <class Problem>
+constexpr void check_solving() {
+    using Mods = typename Problem::mods_type;
+    static_assert(!Problem::similarity_type::uses_squares, "heed: an accumulator that solves for its weights takes dot products alone");
+    static_assert(std::is_same_v<typename Problem::weight_type, whole_weights>,
+                  "heed: an accumulator that solves for its weights takes no weight factor (such as dropout)");
+    []<class... M>(const std::tuple<M...>*) {
+        static_assert((!is_learned<M> && ...),
+                      "heed: with an accumulator that solves for its weights, score modifications have no gradient of their parameters");
+    }(static_cast<const Mods*>(nullptr));
+    if constexpr (requires { typename Problem::observers_type; }) {
+        static_assert(std::tuple_size_v<typename Problem::observers_type> == 0,
+                      "heed: an accumulator that solves for its weights takes no observer");
+        static_assert(!is_learned<typename Problem::scale_type>,
+                      "heed: with an accumulator that solves for its weights, the scale has no gradient");
+    }
+}
+
+}  // namespace heed::inline HEED_ISA
