@@ -5,6 +5,7 @@
 #include <heed/reference.hpp>
 
 #include "support/naive.hpp"
+#include "support/shuffled_threads.hpp"
 
 #include <cmath>
 
@@ -139,7 +140,7 @@ TEST_CASE("a ring sends keys no further than they are seen, and does no work on 
     CHECK(run(0) == 0);
 }
 
-// float: the bound of the door, and 2 eps of the values for each part merged; values that are the first features of the keys; 16 bits.
+// The bound of the door, and 2 eps of the values for each part merged. Values are the first features of the keys.
 template <class Run>
 void check_bound(random_source& r, index queries, index keys, const Run& run) {
     const auto q = normal_tensor<float>(r, {1, 4, queries, 24}), k = normal_tensor<float>(r, {1, 2, keys, 24});
@@ -172,10 +173,26 @@ TEST_CASE("the bound in float, with values inside the keys") {
         });
         check_bound(r, queries, keys, [&](const auto& q, const auto& k, const auto& v) {
             answer<float> out({1, 4, own_queries.count, 16});
-            heed::mpi::ring_attention(everyone(), part(q, own_queries), part(k, own), part(v, own), out.result(), heed::causal);
+            heed::mpi::ring_attention(everyone(), part(q, own_queries), part(k, own), part(v, own), out.result(), heed::causal,
+                                      shuffled_threads{3, 7});
             return std::pair{std::move(out), own_queries};
         });
     }
+}
+
+TEST_CASE("rows of 16 bits travel as they are") {
+    random_source r(7500);
+    const auto q = normal_tensor<heed::bfloat16>(r, {1, 2, 50, 8}), k = normal_tensor<heed::bfloat16>(r, {1, 2, 50, 8}),
+               v = normal_tensor<heed::bfloat16>(r, {1, 2, 50, 5});
+    const auto q_wide = widened(q.view), k_wide = widened(k.view), v_wide = widened(v.view);
+    const answer<double> exact({1, 2, 50, 5});
+    heed::reference::attention(q_wide.view, k_wide.view, v_wide.view, exact.result(), heed::causal);
+    const auto own = own_share(draw_cuts(r, 50));
+    const answer<heed::bfloat16> out({1, 2, own.count, 5});
+    heed::mpi::ring_attention(everyone(), part(q.view, own), part(k.view, own), part(v.view, own), out.result(), heed::causal);
+    // Weights and results are rounded to 2^-8 each.
+    CHECK(near(out.out.view, part(exact.out.view, own), 2 * 4 * 0x1p-8));
+    CHECK(near(out.lse, part(exact.lse, own), 1e-5));
 }
 
 }  // namespace

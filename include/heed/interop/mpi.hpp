@@ -1,13 +1,10 @@
-// heed::mpi: attention over ranks of MPI, by the engines and policies of one process. With any MPI of version 3 or later.
+// heed::mpi: attention over the ranks of MPI (3 or later), by the engines and policies of one process.
 //
-//   sequence_parallel_attention   every rank has all queries and a slice of the keys; partial results are merged
-//   ring_attention                every rank has a slice of the queries and of the keys; keys travel (mpi_ring.hpp)
-//   head_parallel_attention       every rank has some of the heads; outputs are gathered, or stay where they are
-//   merge_states, sum             the reductions alone: of (out, lse), and of what shards of a model add up to (TPLA, W^O)
-// All ranks of a group call a door together, with the policies of the whole call: positions, heads, tables, slopes and sinks count in it.
-// Results are those of one process within the bound of the door, plus 2 eps of the largest value for each part that is merged; the same
-// number of ranks and slices gives the same bits. Before data moves, ranks agree that none has failed: what one of them refuses or throws
-// is thrown on all, std::invalid_argument or std::runtime_error, and then outputs are not written, but for dk and dv where it says so.
+// sequence_parallel_attention: every rank has the queries and a slice of the keys; ring_attention: a slice of both (mpi_ring.hpp);
+// head_parallel_attention: some of the heads; merge_states and sum: the reductions alone (mpi_merge.hpp). All ranks of a group call a door
+// together, with the policies of the whole call, in which positions, heads, tables and sinks count. Results are those of one process within
+// the bound of the door and 2 eps of the largest value for each part merged. Before results move, ranks agree that none has failed: what
+// one refuses or throws is thrown on all (mpi_ranks.hpp), and outputs are not written, but for dk and dv where it says so.
 #pragma once
 
 #include <heed/attention.hpp>

@@ -1,8 +1,9 @@
-// mpi::merge_states: the partial results of all ranks joined by one reduction, and sums of what all ranks hold.
+// mpi::merge_states: the partial results of all ranks joined by one reduction; mpi::sum: what all ranks hold, added up.
 //
-// The MPI_Op joins rows of (out, lse) as heed::merge_states does, in the order of ranks: one number of ranks gives the same bits each
-// time, and to every rank, as far as MPI_Allreduce does for its own operations; other numbers of ranks divide the keys differently and
-// agree within rounding, 2 eps of the largest value for each rank joined.
+// The MPI_Op joins rows of (out, lse) as heed::merge_states does. It is associative within rounding, so the bits depend on the number of
+// ranks, which also divide the keys differently, and on the form: results of any two agree within 2 eps of the largest value for each
+// part joined. The same call with as many ranks gives the same bits again, and the same on every rank, as far as MPI's reductions do, which
+// take ranks in order here.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>

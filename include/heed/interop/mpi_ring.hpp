@@ -3,7 +3,8 @@
 // In step s rank r works on the keys of rank r - s, while they move on to rank r + 1 and those of rank r - s - 1 arrive; partial results
 // are merged by their log-sum-exps, the rank's own keys first. Keys travel no further than the last rank whose queries see any of them, and
 // blocks that a rank's queries do not see are passed on without work: with a causal mask half of the work and of the traffic falls away. It
-// falls away on the first ranks, so that the last one has the most work; slices that grow shorter by rank even that out.
+// falls away on the first ranks, so that the last one has the most work; slices that grow shorter by rank even that out. Memory: two
+// blocks of the longest slice of keys and values, and two results; in the backward gradients of four blocks more.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>
