@@ -21,6 +21,7 @@
 #include <array>
 #include <cstddef>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -145,6 +146,8 @@ void head_parallel_attention(const ranks& group, const Q& q, const K& k, const V
                     size * heads);
         check_states(door, into, {own[0], into.out.extent(1), own[2], own[3]});
         part.emplace(own);
+        constexpr index most = std::numeric_limits<int>::max();
+        require(!gathers || part->rows() <= most, door, "rows to gather", part->rows(), "must not exceed what MPI counts,", most);
         if (gathers) whole.emplace(std::array<index, 4>{size * own[0], own[1], own[2], own[3]});
         const auto shape_of_keys = keys.shape();
         const slice_place place{{shape[0], size * heads, size * shape_of_keys[1], shape[2], shape_of_keys[2]}, 0, 0, group.rank() * heads};

@@ -150,7 +150,8 @@ auto placed_policy(const char* door, const slice_place& place, [[maybe_unused]] 
     }
 }
 template <class... Policies>
-auto placed(const char* door, const slice_place& place, index heads, const Policies&... policies) {
+auto placed([[maybe_unused]] const char* door, [[maybe_unused]] const slice_place& place, [[maybe_unused]] index heads,
+            const Policies&... policies) {
     return std::tuple{placed_policy(door, place, heads, policies)...};
 }
 
