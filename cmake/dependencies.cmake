@@ -84,9 +84,11 @@ macro(heed_find_optional)
     find_package(CLI11 CONFIG QUIET)
     find_package(nlohmann_json CONFIG QUIET)
     find_package(fmt CONFIG QUIET)
+    set(MPI_CXX_SKIP_MPICXX ON)
+    find_package(MPI QUIET COMPONENTS CXX)
 endmacro()
 
-set(HEED_OPTIONAL_TARGETS OpenMP::OpenMP_CXX TBB::tbb CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt benchmark::benchmark)
+set(HEED_OPTIONAL_TARGETS OpenMP::OpenMP_CXX TBB::tbb CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt benchmark::benchmark MPI::MPI_CXX)
 
 # The optional libraries that these files include: <libraries> gets the targets to link, <missing> those not installed.
 function(heed_optional_of libraries missing)
@@ -96,6 +98,7 @@ function(heed_optional_of libraries missing)
     set(nlohmann_json::nlohmann_json "nlohmann/")
     set(fmt::fmt "fmt/")
     set(benchmark::benchmark "benchmark/")
+    set(MPI::MPI_CXX "heed/interop/mpi[a-z_]*\\.hpp|mpi\\.h")
     set(found "")
     set(absent "")
     foreach(file IN LISTS ARGN)
@@ -112,4 +115,12 @@ function(heed_optional_of libraries missing)
     list(REMOVE_DUPLICATES absent)
     set(${libraries} "${found}" PARENT_SCOPE)
     set(${missing} "${absent}" PARENT_SCOPE)
+endfunction()
+
+# add_test(<name>) of <target> under mpirun with so many ranks, more of them than cores if need be, as root too, with a limit on time in which
+# a rank that waits for ever shows. What is set are Open MPI's variables, which other MPIs do not read.
+function(heed_add_mpi_test name ranks target)
+    add_test(NAME ${name} COMMAND "${MPIEXEC_EXECUTABLE}" ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${target}> ${ARGN})
+    set_tests_properties(${name} PROPERTIES PROCESSORS ${ranks} TIMEOUT 120 ENVIRONMENT
+        "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_rmaps_base_oversubscribe=1;PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe;OMPI_MCA_hwloc_base_binding_policy=none;PRTE_MCA_hwloc_default_binding_policy=none;OMPI_MCA_mpi_yield_when_idle=1;OMPI_MCA_btl_vader_single_copy_mechanism=none;OMPI_MCA_btl_base_warn_component_unused=0;OMP_NUM_THREADS=1")
 endfunction()

@@ -6,7 +6,7 @@ set -euo pipefail
 export PATH="${HOME:-}/.local/bin:$PATH" LC_ALL=C
 
 packages=(g++ ninja-build ccache git python3 python3-pip libxsimd-dev libeigen3-dev catch2 libbenchmark-dev libcli11-dev
-    nlohmann-json3-dev libfmt-dev libtbb-dev)
+    nlohmann-json3-dev libfmt-dev libtbb-dev openmpi-bin libopenmpi-dev)
 oldest_cmake=3.25
 oldest_clang=16
 
