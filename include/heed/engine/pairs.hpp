@@ -131,7 +131,7 @@ struct gapped_look {
 };
 
 // How the queries and keys of a call with this mask are taken. Gapped: a block's queries need not follow each other.
-template <class Mask, bool Gapped>
+template <class Mask, bool Gapped = false>
 struct arrangement {
     using bound_mask = bound_to_sequence<Mask>;
     static constexpr bool ordered = OrderedMask<bound_mask>;
