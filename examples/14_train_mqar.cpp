@@ -27,8 +27,10 @@
 #include <cstdlib>
 #include <exception>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
