@@ -177,4 +177,42 @@ TEST_CASE("the calls of the README") {
                       "heed::attention: query heads (30) must be a multiple of key heads (8)");
 }
 
+TEST_CASE("the calls of the README over latents and features") {
+    constexpr heed::index heads = 4, tokens = 40, rank = 24, rotary = 8;
+    std::mt19937 random(6);
+    std::normal_distribution<float> normal;
+    const auto filled = [&](heed::index n) {
+        std::vector<float> x(static_cast<std::size_t>(n));
+        for (float& e : x) e = normal(random);
+        return x;
+    };
+    const auto rows = filled(tokens * (rank + rotary)), latent_queries = filled(heads * tokens * rank),
+               turned_queries = filled(heads * tokens * rotary), queries = filled(heads * tokens * rank);
+    std::vector<float> outputs(static_cast<std::size_t>(heads * tokens * rank)), expected(outputs.size());
+    const auto cache = heed::bthd(rows.data(), 1, tokens, 1, rank + rotary);
+    const auto q_nope = heed::bthd(latent_queries.data(), 1, tokens, heads, rank),
+               q_pe = heed::bthd(turned_queries.data(), 1, tokens, heads, rotary);
+    const auto latent_out = heed::bthd(outputs.data(), 1, tokens, heads, rank),
+               wanted = heed::bthd(expected.data(), 1, tokens, heads, rank);
+    const auto latent_keys = heed::concat_features(heed::slice_features(cache, 0, rank), heed::slice_features(cache, rank, rotary));
+    heed::attention(heed::concat_features(q_nope, q_pe), latent_keys, heed::slice_features(cache, 0, rank), latent_out, heed::causal);
+    std::vector<float> joined(static_cast<std::size_t>(heads * tokens * (rank + rotary)));
+    const auto whole = heed::bthd(joined.data(), 1, tokens, heads, rank + rotary);
+    for (heed::index h = 0; h < heads; ++h)
+        for (heed::index t = 0; t < tokens; ++t)
+            for (heed::index d = 0; d < rank + rotary; ++d) whole(0, h, t, d) = d < rank ? q_nope(0, h, t, d) : q_pe(0, h, t, d - rank);
+    heed::reference::attention(whole, cache, heed::slice_features(cache, 0, rank), wanted, heed::causal);
+    for (std::size_t i = 0; i < outputs.size(); ++i) CHECK(std::abs(outputs[i] - expected[i]) < 5e-6f);
+
+    const auto q = heed::bhtd(queries.data(), 1, heads, tokens, rank);
+    const auto out = heed::bhtd(outputs.data(), 1, heads, tokens, rank);
+    const std::vector<float> offsets{0.f, 0.5f, -0.25f}, widths{1.f, 2.f, 1.5f};
+    const heed::view<const float, 2> m{offsets.data(), {1, 3}, {3, 1}}, c{widths.data(), {1, 3}, {3, 1}};
+    const heed::gaussian_gate<float> gate{.offsets = m, .widths = c, .along = 2};
+    heed::feature_attention(q, out, gate);
+    double sum = 0;
+    for (heed::index t = 0; t < tokens; ++t) sum += static_cast<double>(out(0, 1, t, 3)) / static_cast<double>(q(0, 1, t, 3));
+    CHECK(std::abs(sum - 1) < 1e-4);
+}
+
 }  // namespace

@@ -19,7 +19,7 @@
 
 namespace heed::inline HEED_ISA {
 
-namespace fusion {
+namespace head_fusion {
 template <class T>
 void check(const char* door, const view<T, 2>& w, std::span<const std::int32_t> group) {
     const auto heads = static_cast<index>(group.size());
@@ -56,20 +56,20 @@ template <class T>
 void clear(const view<T, 3>& x) {
     for (index h = 0; h < x.extent(0); ++h) each_element(x, h, x, h, [](T& to, T&) { to = T{0}; });
 }
-}  // namespace fusion
+}  // namespace head_fusion
 
 // weights and fused (H, e, d), w (H, H), group one entry a head; fused is overwritten and must not overlap weights.
 template <class W, class T = std::remove_const_t<W>>
 void fuse_heads(const view<W, 3>& weights, const view<const std::type_identity_t<T>, 2>& w, std::span<const std::int32_t> group,
                 const view<std::type_identity_t<T>, 3>& fused) {
     constexpr const char* door = "fuse_heads";
-    fusion::check(door, w, group);
-    fusion::check(door, "weights", weights, group);
-    fusion::check(door, "fused", fused, group);
-    fusion::same_rows(door, "fused", fused, "weights", weights);
-    fusion::clear(fused);
-    fusion::each_pair(group, [&](index i, index j) {
-        fusion::each_element(fused, i, weights, j, [by = w(i, j)](T& to, const T& from) { to += by * from; });
+    head_fusion::check(door, w, group);
+    head_fusion::check(door, "weights", weights, group);
+    head_fusion::check(door, "fused", fused, group);
+    head_fusion::same_rows(door, "fused", fused, "weights", weights);
+    head_fusion::clear(fused);
+    head_fusion::each_pair(group, [&](index i, index j) {
+        head_fusion::each_element(fused, i, weights, j, [by = w(i, j)](T& to, const T& from) { to += by * from; });
     });
 }
 // d_weights and d_w are overwritten: d_w_ij = <W_j, d_fused_i>.
@@ -78,29 +78,29 @@ void fuse_heads_backward(const view<W, 3>& weights, const view<const std::type_i
                          const view<const std::type_identity_t<T>, 3>& d_fused, const view<std::type_identity_t<T>, 3>& d_weights,
                          const view<std::type_identity_t<T>, 2>& d_w) {
     constexpr const char* door = "fuse_heads_backward";
-    fusion::check(door, w, group);
-    fusion::check(door, d_w, group);
-    fusion::check(door, "weights", weights, group);
-    fusion::check(door, "d_fused", d_fused, group);
-    fusion::check(door, "d_weights", d_weights, group);
-    fusion::same_rows(door, "d_fused", d_fused, "weights", weights);
-    fusion::same_rows(door, "d_weights", d_weights, "weights", weights);
-    fusion::clear(d_weights);
+    head_fusion::check(door, w, group);
+    head_fusion::check(door, d_w, group);
+    head_fusion::check(door, "weights", weights, group);
+    head_fusion::check(door, "d_fused", d_fused, group);
+    head_fusion::check(door, "d_weights", d_weights, group);
+    head_fusion::same_rows(door, "d_fused", d_fused, "weights", weights);
+    head_fusion::same_rows(door, "d_weights", d_weights, "weights", weights);
+    head_fusion::clear(d_weights);
     for (index i = 0; i < w.extent(0); ++i)
         for (index j = 0; j < w.extent(1); ++j) d_w(i, j) = T{0};
-    fusion::each_pair(group, [&](index i, index j) {
+    head_fusion::each_pair(group, [&](index i, index j) {
         T sum = 0;
-        fusion::each_element(d_fused, i, weights, j, [&](const T& d, const T& from) { sum += d * from; });
+        head_fusion::each_element(d_fused, i, weights, j, [&](const T& d, const T& from) { sum += d * from; });
         d_w(i, j) = sum;
-        fusion::each_element(d_weights, j, d_fused, i, [by = w(i, j)](T& to, const T& d) { to += by * d; });
+        head_fusion::each_element(d_weights, j, d_fused, i, [by = w(i, j)](T& to, const T& d) { to += by * d; });
     });
 }
 
 template <class W, class T = std::remove_const_t<W>>
 T fusion_loss(const view<W, 2>& w, std::span<const std::int32_t> group) {
-    fusion::check("fusion_loss", w, group);
+    head_fusion::check("fusion_loss", w, group);
     double loss = 0;
-    fusion::each_pair(group, [&](index i, index k) {
+    head_fusion::each_pair(group, [&](index i, index k) {
         for (index j = 0; i < k && j < w.extent(1); ++j) {
             const double apart = static_cast<double>(w(i, j)) - static_cast<double>(w(k, j));
             if (group[static_cast<std::size_t>(j)] == group[static_cast<std::size_t>(i)]) loss += apart * apart;
@@ -113,9 +113,9 @@ template <class W, class T = std::remove_const_t<W>>
 void fusion_loss_backward(const view<W, 2>& w, std::span<const std::int32_t> group, std::type_identity_t<T> d_loss,
                           const view<std::type_identity_t<T>, 2>& d_w) {
     constexpr const char* door = "fusion_loss_backward";
-    fusion::check(door, w, group);
-    fusion::check(door, d_w, group);
-    fusion::each_pair(group, [&](index i, index k) {
+    head_fusion::check(door, w, group);
+    head_fusion::check(door, d_w, group);
+    head_fusion::each_pair(group, [&](index i, index k) {
         for (index j = 0; j < w.extent(1); ++j)
             if (group[static_cast<std::size_t>(j)] == group[static_cast<std::size_t>(i)]) d_w(i, j) += 2 * d_loss * (w(i, j) - w(k, j));
     });
@@ -125,8 +125,8 @@ void fusion_loss_backward(const view<W, 2>& w, std::span<const std::int32_t> gro
 template <class W, class T = std::remove_const_t<W>>
 void merge_heads(const view<W, 3>& fused, std::span<const std::int32_t> group, const view<std::type_identity_t<T>, 3>& merged) {
     constexpr const char* door = "merge_heads";
-    fusion::check(door, "fused", fused, group);
-    fusion::same_rows(door, "merged", merged, "fused", fused);
+    head_fusion::check(door, "fused", fused, group);
+    head_fusion::same_rows(door, "merged", merged, "fused", fused);
     std::vector<index> count(static_cast<std::size_t>(merged.extent(0)));
     for (const std::int32_t g : group) {
         require(g >= 0, door, "group", g, "must be at least", 0);
@@ -134,9 +134,9 @@ void merge_heads(const view<W, 3>& fused, std::span<const std::int32_t> group, c
         ++count[static_cast<std::size_t>(g)];
     }
     for (std::size_t g = 0; g < count.size(); ++g) require(count[g] > 0, door, "group", g, "must have at least", 1, "head");
-    fusion::clear(merged);
+    head_fusion::clear(merged);
     for (std::size_t i = 0; i < group.size(); ++i)
-        fusion::each_element(merged, group[i], fused, static_cast<index>(i),
+        head_fusion::each_element(merged, group[i], fused, static_cast<index>(i),
                              [n = static_cast<T>(count[static_cast<std::size_t>(group[i])])](T& to, const T& from) { to += from / n; });
 }
 
