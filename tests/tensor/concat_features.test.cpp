@@ -143,6 +143,23 @@ TEST_CASE("rows that continue each other are read in place, and their gradients 
     CHECK(bytes(concat_features(apart.view, rest.view)) > bytes(dk.view));
 }
 
+TEST_CASE("queries that are put together attend to many keys as queries that lie so") {
+    random_source r(41);
+    const auto first = normal_tensor<float>(r, {2, 6, 50, 16}), second = normal_tensor<float>(r, {2, 6, 50, 8});
+    const auto keys = normal_tensor<float>(r, {2, 2, 2500, 24}), values = normal_tensor<float>(r, {2, 2, 2500, 16});
+    const auto all = copied<float>(first.view, second.view);
+    for (const index queries : {1, 50}) {
+        const auto some = [&](auto v) {
+            v.shape[2] = queries;
+            return v;
+        };
+        answer<float> mine({2, 6, queries, 16}), plain({2, 6, queries, 16});
+        heed::attention(concat_features(some(first.view), some(second.view)), keys.view, values.view, mine.result(), heed::causal);
+        heed::attention(some(all.view), keys.view, values.view, plain.result(), heed::causal);
+        CHECK(mine.same(plain));
+    }
+}
+
 TEST_CASE("parts in pages, of 16 bits and of 8 bits with scales are joined as what they hold") {
     random_source r(37);
     constexpr index heads = 4, size = 3, keys = 70, pages = 24, latent = 16, turned = 6;
