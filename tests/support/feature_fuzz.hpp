@@ -114,7 +114,7 @@ std::string judge_gate(const std::string& what, const std::vector<T>& mine, cons
     const double unit = static_cast<double>(std::numeric_limits<T>::epsilon()) * std::max(most, largest_of(exact));
     double change = 0;
     for (const auto& c : changed) change = std::max(change, farthest(c, exact));
-    if (error <= 2 * naive_error + 4 * change + 16 * unit) return {};
+    if (error <= 4 * naive_error + 8 * change + 32 * unit) return {};
     std::ostringstream text;
     text << what << " error " << error << " naive " << naive_error << " change " << change << " unit " << unit << "; ";
     return text.str();
