@@ -259,46 +259,47 @@ private:
 };
 
 template <class Q, class K, class V>
-told::numbers slice_of_ring(const view<Q, 4>& q, const view<K, 4>& k, const view<V, 4>& v) {
+told::numbers slice_of_ring(const Q& q, const view<K, 4>& k, const view<V, 4>& v) {
+    const auto rows = q.shape();
     const view<const std::remove_const_t<K>, 4> keys = k;
     const view<const std::remove_const_t<V>, 4> values = v;
-    return {q.extent(0),
-            q.extent(1),
-            q.extent(3),
+    return {rows[0],
+            rows[1],
+            rows[3],
             k.extent(1),
             v.extent(3),
             sizeof(K),
             sizeof(V),
-            sizeof(computed_with<std::remove_const_t<Q>>),
+            sizeof(typename Q::value_type),
             travellers<std::remove_const_t<K>, std::remove_const_t<V>>::are_joined(keys, values),
-            q.extent(2),
+            rows[2],
             k.extent(2)};
 }
-template <class Q, class K, class V>
-concept RingOperands = is_view<Q> && is_view<K> && is_view<V>;
 
-// softmax(mods(scale q k^T), mask) v of a sequence split over ranks. q (B, H, this rank's queries, D), k (B, Hk, this rank's keys, D),
-// v (B, Hk, this rank's keys, Dv) and out (B, H, this rank's queries, Dv) or result{out, lse} are views, 16-bit ones too; queries and keys
-// follow each other in the order of ranks, slices may differ in length and be empty. The last query of all stands at the last key of all.
-// Where v is the first features of k on every rank, as in a latent cache, they travel once.
+// softmax(mods(scale q k^T), mask) v of a sequence split over ranks. q (B, H, this rank's queries, D) is any row source, k (B, Hk, this
+// rank's keys, D) and v (B, Hk, this rank's keys, Dv) are views, 16-bit ones too, out (B, H, this rank's queries, Dv) or result{out, lse};
+// queries and keys follow each other in the order of ranks, slices may differ in length and be empty. The last query of all stands at the
+// last key of all. Where v is the first features of k on every rank, as in a latent cache, they travel once.
 template <class Q, class K, class V, class Out, class... Policies>
 void ring_attention(const ranks& group, const Q& q, const K& k, const V& v, const Out& out, const Policies&... policies) {
-    static_assert(RingOperands<Q, K, V>, "heed: keys and values of a ring travel as views; copy other row sources first");
+    static_assert(is_view<K> && is_view<V>, "heed: keys and values of a ring travel as views; copy other row sources first");
     check_receivers<0, Policies...>();
     constexpr const char* door = "mpi::ring_attention";
-    using T = computed_with<typename Q::value_type>;
+    const auto source = row_source(q);
+    const auto shape = source.shape();
+    using T = typename decltype(source)::value_type;
     const auto into = doors::as_result(out);
-    const std::array<index, 4> expected{q.extent(0), q.extent(1), q.extent(2), v.extent(3)};
+    const std::array<index, 4> expected{shape[0], shape[1], shape[2], v.extent(3)};
     const told all(group, door, [&] {
         check_states(door, into, expected);
-        return slice_of_ring(q, k, v);
+        return slice_of_ring(source, k, v);
     });
     ring_numbers::compare(all);
     ring way(group, all);
-    const extents whole{q.extent(0), q.extent(1), k.extent(1), way.queries.back(), way.keys.back()};
+    const extents whole{shape[0], shape[1], k.extent(1), way.queries.back(), way.keys.back()};
     const auto executor = one_on<heed::axes::executor>(sequential{}, policies...);
     const auto on_part = [&](int block, const auto& f) {
-        std::apply([&](const auto&... own) { std::apply(f, placed(door, way.place(whole, block), q.extent(1), own...)); },
+        std::apply([&](const auto&... own) { std::apply(f, placed(door, way.place(whole, block), shape[1], own...)); },
                    without<heed::axes::executor>(policies...));
     };
 
@@ -308,7 +309,7 @@ void ring_attention(const ranks& group, const Q& q, const K& k, const V& v, cons
         sum.emplace(expected);
         part.emplace(expected);
         on_part(group.rank(), [&](const auto&... p) {
-            (void)doors::state_attention("attention", row_source(q), row_source(k), row_source(v), sum->states(), p...);
+            (void)doors::state_attention("attention", source, row_source(k), row_source(v), sum->states(), p...);
         });
         way.look(whole, conjunction(all_on<heed::axes::mask>(policies...)));
         block.emplace(group, way, k, v, ring_numbers::all_joined(group, all));
@@ -322,7 +323,7 @@ void ring_attention(const ranks& group, const Q& q, const K& k, const V& v, cons
         const int owner = way.from(step);
         if (!failed && way.sees(group.rank(), owner)) try {
                 on_part(owner, [&](const auto&... p) {
-                    attention(q, block->keys(step), block->values(step), step == 0 ? sum->states() : part->states(), p..., working);
+                    attention(source, block->keys(step), block->values(step), step == 0 ? sum->states() : part->states(), p..., working);
                 });
                 if (step > 0) heed::merge_states(sum->states(), sum->states(), part->states());
             } catch (...) {
@@ -340,17 +341,19 @@ void ring_attention(const ranks& group, const Q& q, const K& k, const V& v, cons
 template <class Q, class K, class V, class R, class DOut, class DQ, class DK, class DV, class... Policies>
 void ring_attention_backward(const ranks& group, const Q& q, const K& k, const V& v, const result<R>& forward, const DOut& d_out,
                              const view<DQ, 4>& dq, const view<DK, 4>& dk, const view<DV, 4>& dv, const Policies&... policies) {
-    static_assert(RingOperands<Q, K, V>, "heed: keys and values of a ring travel as views; copy other row sources first");
+    static_assert(is_view<K> && is_view<V>, "heed: keys and values of a ring travel as views; copy other row sources first");
     check_receivers<0, Policies...>();
     constexpr const char* door = "mpi::ring_attention_backward";
-    using T = computed_with<typename Q::value_type>;
-    const told all(group, door, [&] { return slice_of_ring(q, k, v); });
+    const auto source = row_source(q);
+    const auto shape = source.shape();
+    using T = typename decltype(source)::value_type;
+    const told all(group, door, [&] { return slice_of_ring(source, k, v); });
     ring_numbers::compare(all);
     ring way(group, all);
-    const extents whole{q.extent(0), q.extent(1), k.extent(1), way.queries.back(), way.keys.back()};
+    const extents whole{shape[0], shape[1], k.extent(1), way.queries.back(), way.keys.back()};
     const auto executor = one_on<heed::axes::executor>(sequential{}, policies...);
     const auto on_part = [&](int block, const auto& f) {
-        std::apply([&](const auto&... own) { std::apply(f, placed(door, way.place(whole, block), q.extent(1), own...)); },
+        std::apply([&](const auto&... own) { std::apply(f, placed(door, way.place(whole, block), shape[1], own...)); },
                    without<heed::axes::executor>(policies...));
     };
 
@@ -378,15 +381,15 @@ void ring_attention_backward(const ranks& group, const Q& q, const K& k, const V
     std::vector<T> dq_sum, dq_part;
     std::optional<travellers<typename K::value_type, typename V::value_type>> block;
     const cache_line::type line;
-    const auto rows = [&](std::vector<T>& numbers) { return bhtd(numbers.data(), q.extent(0), q.extent(1), q.extent(2), q.extent(3)); };
+    const auto rows = [&](std::vector<T>& numbers) { return bhtd(numbers.data(), shape[0], shape[1], shape[2], shape[3]); };
     together(group, door, [&] {
         on_part(group.rank(), [&](const auto&... p) {
-            (void)doors::state_backward("attention_backward", row_source(q), row_source(k), row_source(v), forward, doors::as_result(d_out),
-                                        dq, dk, dv, p...);
+            (void)doors::state_backward("attention_backward", source, row_source(k), row_source(v), forward, doors::as_result(d_out), dq,
+                                        dk, dv, p...);
         });
         way.look(whole, conjunction(all_on<heed::axes::mask>(policies...)));
         block.emplace(group, way, k, v, ring_numbers::all_joined(group, all));
-        dq_sum.resize(static_cast<std::size_t>(q.extent(0) * q.extent(1) * q.extent(2) * q.extent(3)));
+        dq_sum.resize(static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]));
         dq_part.resize(dq_sum.size());
         sum.memory.resize(static_cast<std::size_t>(sum.lines(own_keys)));
         for (exchange& e : exchanges) {
@@ -414,8 +417,8 @@ void ring_attention_backward(const ranks& group, const Q& q, const K& k, const V
             const index keys = way.keys_of(owner);
             if (!failed) try {
                     on_part(owner, [&](const auto&... p) {
-                        attention_backward(q, block->keys(step), block->values(step), forward, d_out, rows(step == 0 ? dq_sum : dq_part),
-                                           into.dk(keys), into.dv(keys), p..., working);
+                        attention_backward(source, block->keys(step), block->values(step), forward, d_out,
+                                           rows(step == 0 ? dq_sum : dq_part), into.dk(keys), into.dv(keys), p..., working);
                     });
                     if (step > 0) add(dq_part.data(), dq_sum.data(), static_cast<index>(dq_sum.size()));
                 } catch (...) {
