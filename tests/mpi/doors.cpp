@@ -202,7 +202,7 @@ TEST_CASE("heads over ranks: gathered, or projected and summed") {
 // Each rank has a shard of the latent with a softmax of its own; the sum of outputs times W^VO is plain.
 TEST_CASE("tensor-parallel latent attention is the sum of shards") {
     random_source r(7900);
-    const index heads = 3, length = 17, rope = 4, latent = 12, features = 6;
+    const index heads = 3, length = 17, rope = 4, latent = 3 * ranks, features = 6;
     const double scale = 0.3;
     const auto q = normal_tensor<double>(r, {1, heads, 2, latent}), q_pe = normal_tensor<double>(r, {1, heads, 2, rope});
     const auto c = normal_tensor<double>(r, {1, 1, length, latent}), k_pe = normal_tensor<double>(r, {1, 1, length, rope});
