@@ -93,16 +93,10 @@ HEED_NOINLINE void check_apart(const char* door, const char* name, const Written
         require(written.data == nullptr || read.data == nullptr || !may_overlap(written, read), door, name, "must not overlap", other);
 }
 
-template <class Problem>
-inline constexpr bool maps_heads = [] {
-    if constexpr (requires(const Problem& p) { p.map; })
-        return Problem::mapped;
-    else
-        return false;
-}();
 // Shapes, strides and pointers of what a call reads.
 template <class Problem>
 HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
+    constexpr bool mapped = requires { requires Problem::mapped; };
     const std::array<index, 4> q = p.q.shape(), k = p.k.shape(), v = p.v.shape();
     check_source(door, "query", p.q);
     check_source(door, "key", p.k);
@@ -113,14 +107,14 @@ HEED_NOINLINE void check_operands(const char* door, const Problem& p) {
     } else {
         require(k[0] == q[0], door, "key batch", k[0], "must equal query batch", q[0]);
     }
-    if constexpr (maps_heads<Problem>) {
+    if constexpr (mapped) {
         require(v[0] == k[0], door, "value batch", v[0], "must equal key batch", k[0]);
         require(v[2] == k[2], door, "value length", v[2], "must equal key length", k[2]);
     } else {
         same_extents(door, "value", v, "key", k, 3);
     }
     require(k[3] == q[3], door, "key features", k[3], "must equal query features", q[3]);
-    if constexpr (maps_heads<Problem>)
+    if constexpr (mapped)
         p.map.check(door, p.whole, v[1]);
     else
         require(k[1] > 0 ? q[1] % k[1] == 0 : q[1] == 0, door, "query heads", q[1], "must be a multiple of key heads", k[1]);

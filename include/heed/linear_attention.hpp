@@ -36,6 +36,8 @@ consteval void check_linear_policies() {
     static_assert(count_on<axes::executor, Policies...> <= 1, "heed: at most one executor can be given");
     static_assert(count_on<axes::memory, Policies...> <= 1, "heed: at most one workspace can be given");
     static_assert(count_on<axes::mask, Policies...> == 0, "heed: linear_attention takes no mask");
+    static_assert(count_on<axes::heads, Policies...> + count_on<axes::routing, Policies...> == 0,
+                  "heed: linear_attention takes neither a head_map nor routed_heads");
 }
 
 template <class Rule>
