@@ -10,13 +10,19 @@ class backward_data : public problem<float> {
 public:
     template <class... Policies>
     explicit backward_data(const shape& s, const Policies&... policies)
-        : problem<float>(s), lse_(rows(s)), d_out_(rows(s) * features(s)), dq_(d_out_.size()), dk_(d_out_.size()), dv_(d_out_.size()) {
+        : problem<float>(s),
+          lse_(rows(s)),
+          d_out_(rows(s) * features(s)),
+          dq_(d_out_.size()),
+          dk_(key_rows(s) * features(s)),
+          dv_(dk_.size()) {
         fill_normal<float>({d_out_.data(), d_out_.size()}, 14);
         heed::attention(q(), k(), v(), heed::result{out(), lse()}, policies...);
     }
     template <class... Policies>
     void run(const Policies&... policies) {
-        heed::attention_backward(q(), k(), v(), heed::result{out(), lse()}, like(d_out_), like(dq_), like(dk_), like(dv_), policies...);
+        heed::attention_backward(q(), k(), v(), heed::result{out(), lse()}, like(d_out_), like(dq_), like_keys(dk_), like_keys(dv_),
+                                 policies...);
     }
     // Throws unless rows of dq, dk and dv of the last head agree with a computation in double.
     void check(band visible, const std::string& name) {
@@ -51,8 +57,8 @@ public:
             for (index c = 0; c < d; ++c) {
                 const auto at = static_cast<std::size_t>(c);
                 const double error = std::max({std::abs(dq[at] - static_cast<double>(like(dq_)(0, head, row, c))),
-                                               std::abs(dk[at] - static_cast<double>(like(dk_)(0, head, row, c))),
-                                               std::abs(dv[at] - static_cast<double>(like(dv_)(0, head, row, c)))});
+                                               std::abs(dk[at] - static_cast<double>(like_keys(dk_)(0, head, row, c))),
+                                               std::abs(dv[at] - static_cast<double>(like_keys(dv_)(0, head, row, c)))});
                 if (!(error <= 1e-4))
                     throw std::runtime_error(name + ": row " + std::to_string(row) + " is off by " + std::to_string(error));
             }
@@ -61,8 +67,10 @@ public:
 
 private:
     static std::size_t rows(const shape& s) { return static_cast<std::size_t>(s.heads * s.queries); }
+    static std::size_t key_rows(const shape& s) { return static_cast<std::size_t>(s.key_heads * s.keys); }
     static std::size_t features(const shape& s) { return static_cast<std::size_t>(s.head_dim); }
     heed::view<float, 4> like(buffer<float>& b) { return heed::bhtd(b.data(), 1, dims().heads, dims().queries, dims().head_dim); }
+    heed::view<float, 4> like_keys(buffer<float>& b) { return heed::bhtd(b.data(), 1, dims().key_heads, dims().keys, dims().head_dim); }
     heed::view<float, 3> lse() { return heed::bht(lse_.data(), 1, dims().heads, dims().queries); }
 
     buffer<float> lse_, d_out_, dq_, dk_, dv_;

@@ -1,14 +1,10 @@
-// Headline figures of sparsity: speed-up over heed's own dense attention, per predicted speed-up where the pattern is static, forward and
-// backward.
+// Headline figures of static sparsity: speed-up over heed's own dense attention, per predicted speed-up, forward and backward.
 #include <heed/mask/neighborhood_speedup.hpp>
 #include <heed/mask/power.hpp>
 #include <heed/mask/windows.hpp>
-#include <heed/score/key_bias.hpp>
-#include <heed/select/top_keys.hpp>
 
 #include "backward_data.hpp"
-
-#include <cstdio>
+#include "sparse_figures.hpp"
 
 namespace heed_bench {
 
@@ -17,62 +13,6 @@ namespace {
 // What a speed-up is compared with: visible pairs, or the mean over the engine's own tiles.
 enum class promise { flop_bound, mean_tile };
 
-std::string times(double x) {
-    char text[32];
-    std::snprintf(text, sizeof text, x < 100 ? "%.2f" : "%.1f", x);
-    return text;
-}
-
-// Throws unless three rows of the first and last head agree with a computation in double.
-template <class Mask>
-void check_rows(problem<float>& data, const Mask& mask, const std::string& name) {
-    const shape& s = data.dims();
-    const auto bound = heed::ask::bind(mask, heed::extents{1, s.heads, s.key_heads, s.queries, s.keys});
-    const index d = s.head_dim;
-    for (const index head : {index{0}, s.heads - 1})
-        for (const index row : {index{0}, s.queries / 3, s.queries - 1}) {
-            double total = 0;
-            std::vector<double> expected(static_cast<std::size_t>(d));
-            for (index j = 0; j < s.keys; ++j) {
-                if (!bound.allows(0, head, row + s.keys - s.queries, j)) continue;
-                double dot = 0;
-                for (index c = 0; c < d; ++c)
-                    dot += static_cast<double>(data.q()(0, head, row, c)) * static_cast<double>(data.k()(0, head, j, c));
-                const double weight = std::exp(dot / std::sqrt(static_cast<double>(d)));
-                total += weight;
-                for (index c = 0; c < d; ++c)
-                    expected[static_cast<std::size_t>(c)] += weight * static_cast<double>(data.v()(0, head, j, c));
-            }
-            for (index c = 0; c < d; ++c)
-                if (!(std::abs(expected[static_cast<std::size_t>(c)] / total - static_cast<double>(data.out()(0, head, row, c))) <= 1e-5))
-                    throw std::runtime_error(name + ": row " + std::to_string(row) + " is wrong");
-        }
-}
-
-// Seconds of `all` over seconds of `sparse`, as a share of the promised ratio.
-template <class All, class Sparse>
-measurement share(session& settings, All&& all, Sparse&& sparse, double promised, const std::string& note) {
-    const auto seconds = alternate(all, sparse, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
-    const double speed_up = median_ratio(seconds.first, seconds.second);
-    return {.value = speed_up / promised,
-            .best = quantile(seconds.first, 0.1) / quantile(seconds.second, 0.1) / promised,
-            .note = "measured " + times(speed_up) + note};
-}
-
-template <class Mask, class... Whole>
-measurement forward_share(session& settings, const shape& s, const std::string& name, double promised, const std::string& note,
-                          const Mask& mask, const Whole&... whole) {
-    problem<float> data(s);
-    const auto all = [&](std::int64_t n) {
-        for (; n > 0; --n) heed::attention(data.q(), data.k(), data.v(), data.out(), whole...);
-    };
-    const auto sparse = [&](std::int64_t n) {
-        for (; n > 0; --n) heed::attention(data.q(), data.k(), data.v(), data.out(), mask);
-    };
-    sparse(1);
-    check_rows(data, mask, name);
-    return share(settings, all, sparse, promised, note);
-}
 template <class Mask, class... Whole>
 measurement backward_share(session& settings, const shape& s, double promised, const std::string& note, const Mask& mask,
                            const Whole&... whole) {
@@ -193,46 +133,6 @@ void add_small_windows(std::vector<figure>& figures) {
                        }});
 }
 
-// Dynamic mask attention over causal attention, the choice of its keys included.
-void add_dynamic_mask(std::vector<figure>& figures, index n, index kept, double bar) {
-    const shape s = square(64, n, 1);
-    const std::string name = "attention/f32/" + s.name() + "/dynamic_mask" + std::to_string(kept);
-    figures.push_back({name, bar, "times causal", [=](session& settings) {
-                           problem<float> data(s);
-                           std::vector<float> scores(static_cast<std::size_t>(n));
-                           fill_normal<float>({scores.data(), scores.size()}, 14);
-                           const auto of_keys = heed::bht(static_cast<const float*>(scores.data()), 1, 1, n);
-                           heed::lifetimes lives;
-                           const auto choose = [&](std::int64_t calls) {
-                               for (; calls > 0; --calls) lives = heed::top_keys(of_keys, kept);
-                           };
-                           const auto attend = [&](std::int64_t calls) {
-                               for (; calls > 0; --calls)
-                                   heed::attention(data.q(), data.k(), data.v(), data.out(), heed::alive{&lives}, heed::key_bias{of_keys});
-                           };
-                           const auto both = [&](std::int64_t calls) {
-                               for (; calls > 0; --calls) {
-                                   choose(1);
-                                   attend(1);
-                               }
-                           };
-                           const auto all = [&](std::int64_t calls) {
-                               for (; calls > 0; --calls) heed::attention(data.q(), data.k(), data.v(), data.out(), heed::causal);
-                           };
-                           both(1);
-                           const auto seen = heed::alive{&lives}.bind({1, 1, 1, n, n});
-                           data.check(
-                               causal_band,
-                               [&](double score, index, index query, index key) {
-                                   return seen.allows(0, 0, query, key) ? score + of_keys(0, 0, key) : -INFINITY;
-                               },
-                               name);
-                           const auto parts = alternate(choose, attend, settings.slice_seconds, [](double) { return 3; });
-                           return share(settings, all, both, 1,
-                                        ", choice " + times(100 * median_ratio(parts.first, parts.second)) + " % of the attention");
-                       }});
-}
-
 }  // namespace
 
 std::vector<figure> neighborhood_figures() {
@@ -258,8 +158,6 @@ std::vector<figure> neighborhood_figures() {
                  [=](session& settings) { return forward_share(settings, s, "power_of_two", 1, "", power, heed::causal); }});
     f.push_back({"attention_backward/f32/" + s.name() + "/power_of_two", 4.5, "times causal",
                  [=](session& settings) { return backward_share(settings, s, 1, "", power, heed::causal); }});
-    add_dynamic_mask(f, 8192, 1024, 2.8);
-    add_dynamic_mask(f, 32768, 1024, 10);
     return f;
 }
 
