@@ -1,6 +1,7 @@
 // Headline figures of the feature door: channel attention against the peak of the processor, gates against what reads and writes as much.
 #include <heed/feature/channel_attention.hpp>
 #include <heed/feature/gaussian_gate.hpp>
+#include <heed/feature/subspace_gate.hpp>
 #include <heed/feature_attention.hpp>
 #include <heed/kernel/vexp.hpp>
 
@@ -132,6 +133,36 @@ figure gaussian(index outer, index length, index inner, index gaussians, double 
                         for (; n > 0; --n) heed::feature_attention(dense(x.data(), shape), dense(out.data(), shape), gate);
                     };
                     const auto seconds = alternate(softmax, call, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
+                    return compared(seconds.first, seconds.second);
+                });
+            }};
+}
+
+// Maps of side x side places, against copying x.
+figure subspaces(index batch, index width, index groups, index side, double bar) {
+    const std::string name = "feature/f32/subspaces_c" + std::to_string(width) + "_" + std::to_string(side) + "x" + std::to_string(side);
+    return {name, bar, "of the speed of a copy", [=](session& settings) {
+                return settings.once(name, [&] {
+                    const index count = batch * width * side * side;
+                    auto x = normal(count, 67), out = normal(count, 68), of_channel = normal(width, 69);
+                    for (std::size_t c = 0; c < of_channel.size(); ++c) of_channel[c] = 1 + 0.1f * of_channel[c];
+                    const std::array<index, 4> shape{batch, width, side, side};
+                    const heed::view<const float, 1> channels{of_channel.data(), {width}, {1}}, scores{of_channel.data(), {groups}, {1}};
+                    heed::subspace_gate<float> gate;
+                    gate.groups = groups;
+                    gate.depthwise = gate.depthwise_bias = gate.pointwise = channels;
+                    gate.pointwise_bias = scores;
+                    gate.channel_norm = {channels, channels, channels, channels};
+                    gate.score_norm = {scores, scores, scores, scores};
+                    const auto copy = [&](std::int64_t n) {
+                        using P = heed::pack<float>;
+                        for (; n > 0; --n, clobber_memory())
+                            for (std::size_t i = 0; i < x.size(); i += P::lanes) P::load(x.data() + i).store(out.data() + i);
+                    };
+                    const auto call = [&](std::int64_t n) {
+                        for (; n > 0; --n) heed::feature_attention(dense(x.data(), shape), dense(out.data(), shape), gate);
+                    };
+                    const auto seconds = alternate(copy, call, settings.slice_seconds, [&](double t) { return settings.pairs(t); });
                     return compared(seconds.first, seconds.second);
                 });
             }};

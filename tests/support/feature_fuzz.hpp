@@ -2,7 +2,7 @@
 //
 // The truth is the definition in double, for double in long double, its derivatives by dual numbers. The bound of the output and of every
 // gradient, naive being the definition in the type itself, m the largest element of the truth, for gradients of parameters of that of x
-// too, and c the largest change of the truth that operands cause that differ by eps:   error <= 2 * naive error + 4 c + 16 eps m
+// too, and c the largest change of the truth that operands cause that differ by eps:   error <= 4 * naive error + 8 c + 32 eps m
 #pragma once
 
 #include "catch.hpp"

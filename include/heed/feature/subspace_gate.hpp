@@ -224,18 +224,20 @@ public:
         if (stage == 0) return gate_.train ? x_.extent(1) : 0;
         return stage == 1 && !apart() ? 0 : pairs();
     }
-    index scratch() const { return maps_.scratch() + 3 * maps_.places(); }
-    // Scores, weights and gradients of scores.
-    index kept() const { return apart() ? pairs() * maps_.places() * (backward() ? 3 : 1) : 0; }
-    index sums() const { return 2 * x_.extent(1) + 4 * pairs() + (backward() ? 3 * x_.extent(0) * x_.extent(1) : 0); }
+    index scratch() const { return maps_.scratch() + 2 * maps_.places(); }
+    // Scores; weights and gradients of scores stand in double among the sums.
+    index kept() const { return apart() ? pairs() * maps_.places() : 0; }
+    index sums() const {
+        return 2 * x_.extent(1) + 4 * pairs() + (backward() ? 3 * x_.extent(0) * x_.extent(1) + 2 * pairs() * maps_.places() : 0);
+    }
 
     void run(int stage, index task, const work_memory<T>& memory) const {
         if (stage == 0) return measure_channel(task, memory.sums);
         const index b = task / gate_.groups, g = task % gate_.groups;
         T *plane = memory.scratch, *own = memory.scratch + maps_.scratch();
-        T* score = apart() ? kept_map(memory, 0, task) : own;
+        T* score = apart() ? score_map(memory, task) : own;
         if (stage == 1 || !apart()) make_scores(b, g, plane, score, memory.sums);
-        if (stage == 2) backward() ? score_gradient(b, g, own, memory) : gate(b, g, score, memory.sums);
+        if (stage == 2) backward() ? score_gradient(b, g, memory) : gate(b, g, score, memory.sums);
         if (stage == 3) channel_gradients(b, g, own, memory);
         if (stage == 4) finish_gradient(b, g, memory);
     }
@@ -278,7 +280,10 @@ private:
     bool apart() const { return gate_.train || backward(); }
     index pairs() const { return x_.extent(0) * gate_.groups; }
     double entries() const { return static_cast<double>(x_.extent(0) * maps_.places()); }
-    T* kept_map(const work_memory<T>& m, index which, index pair) const { return m.kept + (which * pairs() + pair) * maps_.places(); }
+    T* score_map(const work_memory<T>& m, index pair) const { return m.kept + pair * maps_.places(); }
+    double* wide_map(const work_memory<T>& m, index which, index pair) const {
+        return m.sums + 2 * x_.extent(1) + 4 * pairs() + 3 * x_.extent(0) * x_.extent(1) + (which * pairs() + pair) * maps_.places();
+    }
     map_rows<const T> rows(const view<const T, 4>& v, index b, index c) const { return {&v(b, c, 0, 0), v.stride(2)}; }
     map_rows<T> rows(index b, index c) const { return {&y_(b, c, 0, 0), y_.stride(2)}; }
 
@@ -375,23 +380,25 @@ private:
     }
 
     // Keeps weights and dL / dl where l > 0, and sums of it and of it times the score.
-    void score_gradient(index b, index g, T* along, const work_memory<T>& memory) const {
+    void score_gradient(index b, index g, const work_memory<T>& memory) const {
         const index pair = b * gate_.groups + g, places = maps_.places();
-        const T* score = kept_map(memory, 0, pair);
-        T *weights = kept_map(memory, 1, pair), *slopes = kept_map(memory, 2, pair);
+        const T* score = score_map(memory, pair);
+        double *weights = wide_map(memory, 0, pair), *slopes = wide_map(memory, 1, pair);
         const score_rule s = score_of(g, memory.sums);
-        maps_.template weigh<P>(score, static_cast<T>(s.slope), static_cast<T>(s.start), weights);
-        std::fill_n(along, places, T{0});
-        for (index c = g * size_; c < (g + 1) * size_; ++c) maps_.add_products(rows(x_, b, c), rows(d_out_, b, c), along);
-        double mean = 0;
-        for (index p = 0; p < places; ++p) mean += static_cast<double>(weights[p]) * static_cast<double>(along[p]);
+        const auto level = [&](index p) { return s.slope * static_cast<double>(score[p]) + s.start; };
+        double most = 0, total = 0, mean = 0;
+        for (index p = 0; p < places; ++p)
+            if (!(level(p) <= most)) most = level(p);
+        for (index p = 0; p < places; ++p) total += weights[p] = std::exp(level(p) <= 0 ? -most : level(p) - most);
+        std::fill_n(slopes, places, 0.0);
+        for (index c = g * size_; c < (g + 1) * size_; ++c) maps_.add_products(rows(x_, b, c), rows(d_out_, b, c), slopes);
+        for (index p = 0; p < places; ++p) mean += (weights[p] /= total) * slopes[p];
         double* part = score_part(memory.sums, pair) + 2;
         part[0] = part[1] = 0;
         for (index p = 0; p < places; ++p) {
-            const T l = static_cast<T>(s.slope) * score[p] + static_cast<T>(s.start);
-            slopes[p] = l <= 0 ? T{0} : weights[p] * (along[p] - static_cast<T>(mean));
-            part[0] += static_cast<double>(slopes[p]);
-            part[1] += static_cast<double>(slopes[p]) * static_cast<double>(score[p]);
+            slopes[p] = level(p) <= 0 ? 0 : weights[p] * (slopes[p] - mean);
+            part[0] += slopes[p];
+            part[1] += slopes[p] * static_cast<double>(score[p]);
         }
     }
     struct score_sums {
@@ -416,15 +423,16 @@ private:
     // dL / dy where y > 0 goes to dx, its sums and those of the pointwise weights to the channel's part.
     void channel_gradients(index b, index g, T* own, const work_memory<T>& memory) const {
         const index pair = b * gate_.groups + g, places = maps_.places();
-        const T *score = kept_map(memory, 0, pair), *slopes = kept_map(memory, 2, pair);
+        const T* score = score_map(memory, pair);
+        double* d_score = wide_map(memory, 1, pair);
         const score_rule s = score_of(g, memory.sums);
         const score_sums u = all_scores(g, memory.sums);
-        T *d_score = own, *y = own + places, *d_y = own + 2 * places;
+        T *y = own, *d_y = own + places;
         const double mean = gate_.train ? u.zeroth / entries() : 0;
         const double along = gate_.train ? (u.first - s.mean * u.zeroth) / (s.deviation * s.deviation * entries()) : 0;
         for (index p = 0; p < places; ++p) {
             const double normal = gate_.train ? static_cast<double>(score[p]) - s.mean : 0;
-            d_score[p] = static_cast<T>(s.slope * (static_cast<double>(slopes[p]) - mean - normal * along));
+            d_score[p] = s.slope * (d_score[p] - mean - normal * along);
         }
         for (index c = g * size_; c < (g + 1) * size_; ++c) {
             const channel of = channel_of(c, memory.sums);
@@ -454,7 +462,7 @@ private:
         return z;
     }
     void finish_gradient(index b, index g, const work_memory<T>& memory) const {
-        const T* weights = kept_map(memory, 1, b * gate_.groups + g);
+        const double* weights = wide_map(memory, 0, b * gate_.groups + g);
         for (index c = g * size_; c < (g + 1) * size_; ++c) {
             const channel s = channel_of(c, memory.sums);
             const channel_sums z = all_of(c, memory.sums);
@@ -464,7 +472,7 @@ private:
             maps_.each_place([&](index p, index r, index q) {
                 const double x = static_cast<double>(x_(b, c, r, q)), normal = gate_.train ? x - s.mean : 0;
                 const double own = s.slope * (static_cast<double>(y_(b, c, r, q)) - mean - normal * along);
-                y_(b, c, r, q) = static_cast<T>(static_cast<double>(d_out_(b, c, r, q)) * (1 + static_cast<double>(weights[p])) + own);
+                y_(b, c, r, q) = static_cast<T>(static_cast<double>(d_out_(b, c, r, q)) * (1 + weights[p]) + own);
             });
         }
     }

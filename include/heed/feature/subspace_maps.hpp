@@ -109,16 +109,17 @@ public:
         using T = typename P::value_type;
         moments all;
         for (index r = 0; r < height; ++r) {
-            P s(0), apart(0);
+            P s(0), first(0), apart(0);
             each_vector<P>(width, [&](index i, index count) { s += load_some<P>(x[r] + i, count, T{0}); });
             const auto n = static_cast<double>(width);
-            const double mean = static_cast<double>(sum(s)) / n;
-            const T near = static_cast<T>(mean);
+            const T near = static_cast<T>(static_cast<double>(sum(s)) / n);
             each_vector<P>(width, [&](index i, index count) {
                 const P u = load_some<P>(x[r] + i, count, near) - P(near);
+                first += u;
                 apart = fma(u, u, apart);
             });
-            all.merge({n, mean, static_cast<double>(sum(apart))});
+            const double beyond = static_cast<double>(sum(first)) / n;
+            all.merge({n, static_cast<double>(near) + beyond, static_cast<double>(sum(apart)) - n * beyond * beyond});
         }
         return all;
     }
@@ -129,10 +130,10 @@ public:
             for (index q = 0; q < width; ++q, ++p) f(p, r, q);
     }
     template <class T>
-    void add_products(const map_rows<const T>& a, const map_rows<const T>& b, T* to) const {
+    void add_products(const map_rows<const T>& a, const map_rows<const T>& b, double* to) const {
         for (index r = 0; r < height; ++r) {
             const T *from = a[r], *by = b[r];
-            for (index q = 0; q < width; ++q) to[r * width + q] += from[q] * by[q];
+            for (index q = 0; q < width; ++q) to[r * width + q] += static_cast<double>(from[q]) * static_cast<double>(by[q]);
         }
     }
     // y = relu(slope x + start)
@@ -145,7 +146,7 @@ public:
     }
     // d_y of weight * (3x3 maximum of y), to the first of equals; returns the sum of d_score times the maxima.
     template <class T>
-    double pool_backward(const T* y, const T* d_score, T weight, T* d_y) const {
+    double pool_backward(const T* y, const double* d_score, T weight, T* d_y) const {
         double total = 0;
         std::fill_n(d_y, places(), T{0});
         each_place([&](index p, index r, index q) {
@@ -153,8 +154,8 @@ public:
             for (index i = std::max<index>(0, r - 1); i <= std::min(height - 1, r + 1); ++i)
                 for (index j = std::max<index>(0, q - 1); j <= std::min(width - 1, q + 1); ++j)
                     if (y[i * width + j] > y[most] || std::isnan(y[i * width + j])) most = i * width + j;
-            d_y[most] += weight * d_score[p];
-            total += static_cast<double>(d_score[p]) * static_cast<double>(y[most]);
+            d_y[most] += static_cast<T>(static_cast<double>(weight) * d_score[p]);
+            total += d_score[p] * static_cast<double>(y[most]);
         });
         return total;
     }
