@@ -173,7 +173,7 @@ figure subspaces(index batch, index width, index groups, index side, double bar)
 std::vector<figure> feature_figures() {
     return {
         channels(3136, 96, 3, 0.60),     gaussian(4096, 1024, 1, 1, 0.6), gaussian(4096, 1024, 1, 8, 0.6),
-        gaussian(4, 1024, 1024, 1, 0.6), gaussian(4, 1024, 1024, 8, 0.6),
+        gaussian(4, 1024, 1024, 1, 0.6), gaussian(4, 1024, 1024, 8, 0.6), subspaces(8, 128, 4, 56, 0.4),
     };
 }
 

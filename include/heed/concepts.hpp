@@ -303,9 +303,9 @@ concept FeatureMap = requires(const F& f, const T* x, T* to, index d) {
 //   void check_layout(door, name, view)                            optional: the same for strides of x, out and their gradients
 //   void each_parameter(f)                                         f(name, view) for all that it reads besides x
 //   void each_output(x, f)                                         optional: f(name, view) for all that it writes besides out
-//   auto work<P>(x, out), auto work_backward<P>(x, d_out, dx, into)   P: vectors of T; `into` is a `struct gradients` of destinations, empty
-//                                                                  where not wanted, that with_gradient(gate, {...}) gives, and that has
-//                                                                  each(f) in the order of each_parameter
+//   auto work<P>(x, out), auto work_backward<P>(x, d_out, dx, into)   P: vectors of T; `into` is a `struct gradients` of destinations,
+//                                                                  empty where not wanted, that with_gradient(gate, {...}) gives, and
+//                                                                  that has each(f) in the order of each_parameter
 // A work, one stage after the other:
 //   int stages(), index tasks(int stage)
 //   index scratch(), kept(), sums()                                elements of T of a thread, and of all, and doubles of all
