@@ -1,5 +1,6 @@
-# A short training by softmax and by each linear attention, the gradient of every mechanism, a resumed run and refusals. The run of two
-# minutes is the program without options. Threads that wait do not spin: where other programs use the cores that takes ten times as long.
+# A short training by softmax, by each linear attention and by each with weights of its own, the gradient of every mechanism, a resumed run
+# and refusals. The run of two minutes is the program without options. Threads that wait do not spin: where other programs use the cores
+# that takes ten times as long.
 include("${CMAKE_CURRENT_SOURCE_DIR}/train_gpt/model.cmake")
 heed_link_train_gpt_model(example_08_train_gpt float)
 # Only the check of gradients: with little optimisation that compiles in two thirds of the time.
@@ -20,7 +21,9 @@ endfunction()
 foreach(check training resume interrupt errors)
     heed_test_train_gpt(${check} ${check})
 endforeach()
-foreach(attention dma lightning gated delta gated-delta)
+foreach(attention dma lightning gated delta gated-delta mla moh lla)
     heed_test_train_gpt(training_${attention} training -DATTENTION=${attention})
 endforeach()
-heed_test_train_gpt(resume_gated-delta resume -DATTENTION=gated-delta)
+foreach(attention gated-delta mla moh)
+    heed_test_train_gpt(resume_${attention} resume -DATTENTION=${attention})
+endforeach()

@@ -1,10 +1,12 @@
 // Trains a small GPT from scratch: bytes in, a transformer with heed's attention forward and backward, text out. The attention may be a
-// linear one, whose state replaces the softmax over all keys: lightning, gated, delta, gated-delta.
+// linear one, whose state replaces the softmax over all keys: lightning, gated, delta, gated-delta; or have weights of its own: mla
+// expands keys and values from small latents, moh chooses heads for each token, lla solves a regression for each query.
 //     train_gpt                                                     two minutes on the sources of heed, then a sample
 //     train_gpt --text book.txt --attention alibi --checkpoint run.gpt --svg loss.svg
 //     train_gpt --attention gated                                   the same with linear attention that learns what to forget
+//     train_gpt --attention mla                                     the same with multi-head latent attention
 //     train_gpt ... --checkpoint run.gpt --resume                   goes on where Ctrl-C ended the same call
-// The loss to beat is that of byte pairs, which is printed beside it. A mechanism joins by one line in train_gpt/mechanism.hpp.
+// The loss to beat is that of byte pairs, which is printed beside it. A mechanism joins by a line in a table of train_gpt/*_mechanisms.cpp.
 // Where other programs use the cores, OMP_WAIT_POLICY=passive in the environment keeps the threads from spinning against them.
 #include <heed/interop/openmp.hpp>
 

@@ -15,8 +15,7 @@
 namespace gpt {
 
 // Largest error of a tensor's gradient relative to its length, over some 40 numbers of each tensor.
-inline double gradient_error(const std::string& attention, index convolution, const heed::openmp& threads) {
-    const shape s{.layers = 2, .width = 24, .heads = 3, .context = 20, .vocabulary = 32, .convolution = convolution};
+inline double gradient_error(const std::string& attention, const shape& s, const heed::openmp& threads) {
     constexpr std::size_t sequences = 4;
     model<double> m(s, attention, threads, 1);
     std::mt19937_64 random(2);
@@ -39,9 +38,9 @@ inline double gradient_error(const std::string& attention, index convolution, co
             double& x = values.data()[i];
             const double before = x;
             x = before + step;
-            const double up = m.loss(tokens, next, s.context);
+            const double up = m.loss(tokens, next, s.context) + m.penalty();
             x = before - step;
-            const double down = m.loss(tokens, next, s.context);
+            const double down = m.loss(tokens, next, s.context) + m.penalty();
             x = before;
             const double expected = (up - down) / (2 * step);
             apart += std::pow(gradient.data()[i] - expected, 2);
@@ -56,13 +55,21 @@ inline double gradient_error(const std::string& attention, index convolution, co
 inline bool check_gradients(const heed::openmp& threads) {
     constexpr double allowed = 1e-6;
     bool all = true;
-    const auto check = [&](const std::string& name, const std::string& attention, index convolution) {
-        const double error = gradient_error(attention, convolution, threads);
+    const auto check = [&](const std::string& name, const std::string& attention, const shape& s) {
+        const double error = gradient_error(attention, s, threads);
         fmt::print("{:20} gradient and differences agree to {:.1e}, allowed {:.0e}\n", name, error, allowed);
         all = all && error <= allowed;
     };
-    for (const std::string& name : mechanism_names()) check(name, name, 0);
-    check("convolution", "softmax", 3);
+    const shape usual{.layers = 2, .width = 24, .heads = 3, .context = 20, .vocabulary = 32};
+    for (const std::string& name : mechanism_names()) check(name, name, usual);
+    shape other = usual;
+    other.convolution = 3;
+    check("convolution", "softmax", other);
+    check("mla, convolution", "mla", other);
+    other = usual;
+    other.width = 32;
+    other.heads = 8;
+    check("moh, eight heads", "moh", other);
     return all;
 }
 

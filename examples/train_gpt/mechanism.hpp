@@ -5,6 +5,7 @@
 #include <heed/interop/openmp.hpp>
 #include <heed/tensor/view.hpp>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -30,34 +31,78 @@ struct shape {
     index reach() const { return window > 0 ? window : context / 4; }
 };
 
-// Forward writes made.out and, for the backward, a number a row into made.lse; backward takes them and writes the gradients. All views
-// are (batch, head, token, feature); the features of `logits` are as many as `gates`, linear in the layer's input with learned weights.
+// What a mechanism takes of a layer. Queries, keys, values and logits are linear in the layer's input with learned weights.
+struct demands {
+    struct part {
+        index heads, features;
+    };
+    struct matrix {
+        std::string name;
+        index rows, columns;
+    };
+    std::array<part, 3> parts;         // queries, keys and values
+    index rotated = 0;                 // features at the end of queries and keys that are rotated by their positions before
+    index gates = 0;                   // logits of each token and head
+    std::vector<matrix> weights = {};  // learned too; those of one row start as ones
+    bool reads_input = false;          // the layer's input itself
+
+    static index channels(const part& p) { return p.heads * p.features; }
+    index channels() const { return channels(parts[0]) + channels(parts[1]) + channels(parts[2]); }
+};
+
+// Queries, keys and values as wide as the model.
+inline demands usual(const shape& s, bool rotates, index gates = 0) {
+    const demands::part all{s.heads, s.width / s.heads};
+    return {{all, all, all}, rotates ? all.features : 0, gates};
+}
+
+// Of one layer, or their gradients: views (batch, head, token, feature), the input (batch, token, feature), and `weights` in their order.
+template <class T>
+struct operands {
+    heed::view<T, 4> q, k, v, logits;
+    heed::view<T, 3> input;
+    std::vector<heed::view<T, 2>> weights;
+};
+
+// Forward writes made.out and, for the backward, a number a row into made.lse; it returns what the layer adds to the loss that is
+// descended. Backward takes them and writes the gradients of all that the mechanism demands.
 template <class T>
 struct mechanism {
-    using written = heed::view<T, 4>;
-    using read = heed::view<const T, 4>;
-    bool rotates;  // queries and keys are rotated by their positions before
-    index gates;
-    std::function<void(read q, read k, read v, read logits, heed::result<T> made)> forward;
-    std::function<void(read q, read k, read v, read logits, heed::result<T> made, read d_out, written dq, written dk, written dv,
-                       written d_logits)>
-        backward;
+    demands takes;
+    std::function<double(const operands<const T>& of, heed::result<T> made)> forward;
+    std::function<void(const operands<const T>& of, heed::result<T> made, heed::view<const T, 4> d_out, const operands<T>& d)> backward;
 };
+
+// Of a call that takes queries, keys, values and gates.
+template <class T, class Call>
+mechanism<T> by_gates(const demands& takes, const Call& call) {
+    return {takes,
+            [=](const auto& of, auto made) {
+                call.forward(of.q, of.k, of.v, of.logits, made);
+                return 0.0;
+            },
+            [=](const auto& of, auto made, auto d_out, const auto& d) {
+                call.backward(of.q, of.k, of.v, of.logits, made, d_out, d.q, d.k, d.v, d.logits);
+            }};
+}
 
 template <class T>
 using table = std::map<std::string, mechanism<T>>;
 
-// The mechanisms of the attention door, and those of linear attention; slopes are those of alibi, one a head, and must outlive them. Both
-// are compiled once for float, and once for double, in files of their own.
+// The mechanisms of the attention door, those of linear attention, and those with further weights; slopes are those of alibi, one a head,
+// and must outlive them. All are compiled once for float, and once for double, in files of their own.
 template <class T>
 table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes);
 template <class T>
 table<T> linear_mechanisms(const shape& s, const heed::openmp& threads);
+template <class T>
+table<T> learned_mechanisms(const shape& s, const heed::openmp& threads);
 
 template <class T>
 table<T> mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
     table<T> all = softmax_mechanisms<T>(s, threads, slopes);
     all.merge(linear_mechanisms<T>(s, threads));
+    all.merge(learned_mechanisms<T>(s, threads));
     return all;
 }
 
@@ -70,7 +115,7 @@ inline std::vector<float> alibi_slopes(const shape& s) {
 
 inline std::vector<std::string> mechanism_names() {
     std::vector<std::string> names;
-    for (const auto& [name, made] : mechanisms<float>({}, {}, {})) names.push_back(name);
+    for (const auto& [name, made] : mechanisms<float>({.width = 2, .heads = 1}, {}, {})) names.push_back(name);
     return names;
 }
 

@@ -3,7 +3,8 @@
 function(heed_link_train_gpt_model example number)
     set(model train_gpt_model_${number})
     if(NOT TARGET ${model})
-        add_library(${model} STATIC train_gpt/model.cpp train_gpt/softmax_mechanisms.cpp train_gpt/linear_mechanisms.cpp)
+        add_library(${model} STATIC train_gpt/model.cpp train_gpt/softmax_mechanisms.cpp train_gpt/linear_mechanisms.cpp
+            train_gpt/learned_mechanisms.cpp)
         heed_own_target(${model})
         target_link_libraries(${model} PRIVATE OpenMP::OpenMP_CXX)
         target_compile_definitions(${model} PRIVATE TRAIN_GPT_NUMBER=${number})

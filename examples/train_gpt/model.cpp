@@ -15,37 +15,6 @@ namespace gpt {
 
 namespace {
 
-// f(piece, first, rows) for pieces of 64 rows.
-inline constexpr index piece_rows = 64;
-inline index pieces(index rows) { return (rows + piece_rows - 1) / piece_rows; }
-template <class F>
-void by_pieces(const heed::openmp& threads, index rows, F&& f) {
-    threads.bulk(pieces(rows), [&](index piece, index) { f(piece, piece * piece_rows, std::min(piece_rows, rows - piece * piece_rows)); });
-}
-
-// out = a b, or out += a b, in eight parts at most along the longer side of out. Products that Eigen splits itself wait for each other:
-// with one of two cores busy elsewhere a profile had 29 % in those waits, 26 % in multiplying.
-enum class write { over, onto };
-template <class Out, class A, class B>
-void product(const heed::openmp& threads, Out& out, const A& a, const B& b, write how = write::over) {
-    const bool by_rows = a.rows() >= b.cols();
-    const index length = by_rows ? a.rows() : b.cols(), part = std::max<index>(64, (length + 7) / 8);
-    if (how == write::over) out.resize(a.rows(), b.cols());
-    const auto write_part = [&](auto&& into, const auto& x, const auto& y) {
-        if (how == write::over)
-            into.noalias() = x * y;
-        else
-            into.noalias() += x * y;
-    };
-    threads.bulk((length + part - 1) / part, [&](index i, index) {
-        const index first = i * part, n = std::min(part, length - first);
-        if (by_rows)
-            write_part(out.middleRows(first, n), a.middleRows(first, n), b);
-        else
-            write_part(out.middleCols(first, n), a, b.middleCols(first, n));
-    });
-}
-
 // Some channels of a matrix: (row, channel), or (batch, token, channel).
 template <int Rank, class M>
 using view_of = heed::view<std::remove_pointer_t<decltype(std::declval<M&>().data())>, Rank>;
@@ -86,8 +55,8 @@ model<T>::model(const shape& s, const std::string& attention, const heed::openmp
       threads_(threads),
       slopes_(alibi_slopes(s)),
       attend_(mechanisms<T>(s, threads, slopes_).at(attention)),
-      values(s, attend_.gates),
-      gradient(s, attend_.gates),
+      values(s, attend_.takes),
+      gradient(s, attend_.takes),
       positions_(static_cast<std::size_t>(s.context)),
       layers_(static_cast<std::size_t>(s.layers)) {
     std::iota(positions_.begin(), positions_.end(), 0.f);
@@ -95,14 +64,27 @@ model<T>::model(const shape& s, const std::string& attention, const heed::openmp
 }
 
 template <class T>
-typename model<T>::view model<T>::part(matrix<T>& qkv, index i) const {
-    return heed::bthd(qkv.middleCols(i * shape_.width, shape_.width), batch_, shape_.heads);
+typename model<T>::view model<T>::part(matrix<T>& qkv, std::size_t i) const {
+    const auto& parts = attend_.takes.parts;
+    index first = 0;
+    for (std::size_t before = 0; before < i; ++before) first += demands::channels(parts[before]);
+    return heed::bthd(qkv.middleCols(first, demands::channels(parts[i])), batch_, parts[i].heads);
 }
 
 template <class T>
-typename model<T>::view model<T>::gates(matrix<T>& logits) const {
-    logits.resize(batch_ * length_, attend_.gates * shape_.heads);
-    return heed::bthd(logits, batch_, shape_.heads);
+typename model<T>::view model<T>::rotated(matrix<T>& qkv, std::size_t i) const {
+    const index count = attend_.takes.rotated;
+    return heed::slice_features(part(qkv, i), attend_.takes.parts[i].features - count, count);
+}
+
+template <class T>
+template <class E>
+operands<E> model<T>::operands_of(matrix<T>& qkv, matrix<T>& logits, matrix<T>& input, own_weights& own) const {
+    logits.resize(batch_ * length_, attend_.takes.gates * shape_.heads);
+    operands<E> made{
+        part(qkv, 0), part(qkv, 1), part(qkv, 2), heed::bthd(logits, batch_, shape_.heads), channels(input, length_, 0, shape_.width), {}};
+    for (auto& w : own) made.weights.push_back(channels(w, 0, w.cols()));
+    return made;
 }
 
 template <class T>
@@ -129,27 +111,26 @@ void model<T>::forward(tokens seen, index length) {
     const auto rows = static_cast<index>(seen.size());
     length_ = length;
     batch_ = rows / length;
+    penalty_ = 0;
     x_.resize(rows, shape_.width);
     by_pieces(threads_, rows, [&](index, index first, index n) {
         for (index r = first; r < first + n; ++r) x_.row(r) = values.embedding.row(seen[static_cast<std::size_t>(r)]);
     });
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-        const auto& w = values.blocks[i];
+        auto& w = values.blocks[i];
         layer& m = layers_[i];
-        normalise(x_, w.attention_gain, m.before_attention);
+        normalise(threads_, x_, w.attention_gain, m.before_attention);
         product(threads_, shape_.convolution > 0 ? m.projected : m.qkv, m.before_attention.out, w.qkv);
         if (shape_.convolution > 0) convolve(m, w.convolution, m.qkv);
-        if (attend_.gates > 0) product(threads_, m.logits, m.before_attention.out, w.gates);
-        if (attend_.rotates) {
-            heed::rotate({}, part(m.qkv, 0), positions());
-            heed::rotate({}, part(m.qkv, 1), positions());
-        }
+        if (attend_.takes.gates > 0) product(threads_, m.logits, m.before_attention.out, w.gates);
+        for (const std::size_t p : {0u, 1u})
+            if (attend_.takes.rotated > 0) heed::rotate({}, rotated(m.qkv, p), positions());
         m.attended.resize(rows, shape_.width);
         m.lse.resize(static_cast<std::size_t>(rows * shape_.heads));
-        attend_.forward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), gates(m.logits), made(m));
+        penalty_ += attend_.forward(operands_of<const T>(m.qkv, m.logits, m.before_attention.out, w.own), made(m));
         product(threads_, x_, m.attended, w.merge, write::onto);
 
-        normalise(x_, w.hidden_gain, m.before_hidden);
+        normalise(threads_, x_, w.hidden_gain, m.before_hidden);
         product(threads_, m.hidden, m.before_hidden.out, w.up);
         m.active.resize(rows, m.hidden.cols());
         by_pieces(threads_, rows, [&](index, index first, index n) {
@@ -157,7 +138,7 @@ void model<T>::forward(tokens seen, index length) {
         });
         product(threads_, x_, m.active, w.down, write::onto);
     }
-    normalise(x_, values.gain, last_);
+    normalise(threads_, x_, values.gain, last_);
     product(threads_, logits_, last_.out, values.embedding.transpose());
 }
 
@@ -194,9 +175,9 @@ void model<T>::backward(tokens seen) {
     product(threads_, gradient.embedding, logits_.transpose(), last_.out);
     product(threads_, d_normed_, logits_, values.embedding);
     dx_.setZero(rows, shape_.width);
-    normalise_backward(last_, values.gain, gradient.gain);
+    normalise_backward(threads_, last_, values.gain, d_normed_, dx_, gradient.gain);
     for (std::size_t i = layers_.size(); i-- > 0;) {
-        const auto& w = values.blocks[i];
+        auto& w = values.blocks[i];
         auto& g = gradient.blocks[i];
         layer& m = layers_[i];
         product(threads_, g.down, m.active.transpose(), dx_);
@@ -206,57 +187,25 @@ void model<T>::backward(tokens seen) {
         });
         product(threads_, g.up, m.before_hidden.out.transpose(), d_hidden_);
         product(threads_, d_normed_, d_hidden_, w.up.transpose());
-        normalise_backward(m.before_hidden, w.hidden_gain, g.hidden_gain);
+        normalise_backward(threads_, m.before_hidden, w.hidden_gain, d_normed_, dx_, g.hidden_gain);
 
         product(threads_, g.merge, m.attended.transpose(), dx_);
         product(threads_, d_attended_, dx_, w.merge.transpose());
-        d_qkv_.resize(rows, 3 * shape_.width);
-        attend_.backward(part(m.qkv, 0), part(m.qkv, 1), part(m.qkv, 2), gates(m.logits), made(m),
-                         heed::bthd(d_attended_, batch_, shape_.heads), part(d_qkv_, 0), part(d_qkv_, 1), part(d_qkv_, 2),
-                         gates(d_logits_));
-        if (attend_.rotates) {
-            heed::rotate_backward({}, part(d_qkv_, 0), positions());
-            heed::rotate_backward({}, part(d_qkv_, 1), positions());
-        }
+        d_qkv_.resize(rows, attend_.takes.channels());
+        attend_.backward(operands_of<const T>(m.qkv, m.logits, m.before_attention.out, w.own), made(m),
+                         heed::bthd(d_attended_, batch_, shape_.heads), operands_of<T>(d_qkv_, d_logits_, d_normed_, g.own));
+        for (const std::size_t p : {0u, 1u})
+            if (attend_.takes.rotated > 0) heed::rotate_backward({}, rotated(d_qkv_, p), positions());
         if (shape_.convolution > 0) convolve_backward(m, w.convolution, g.convolution);
         product(threads_, g.qkv, m.before_attention.out.transpose(), d_qkv_);
-        product(threads_, d_normed_, d_qkv_, w.qkv.transpose());
-        if (attend_.gates > 0) {
+        product(threads_, d_normed_, d_qkv_, w.qkv.transpose(), attend_.takes.reads_input ? write::onto : write::over);
+        if (attend_.takes.gates > 0) {
             product(threads_, g.gates, m.before_attention.out.transpose(), d_logits_);
             product(threads_, d_normed_, d_logits_, w.gates.transpose(), write::onto);
         }
-        normalise_backward(m.before_attention, w.attention_gain, g.attention_gain);
+        normalise_backward(threads_, m.before_attention, w.attention_gain, d_normed_, dx_, g.attention_gain);
     }
     for (index r = 0; r < rows; ++r) gradient.embedding.row(seen[static_cast<std::size_t>(r)]) += dx_.row(r);
-}
-
-template <class T>
-void model<T>::normalise(const matrix<T>& in, const typename weights<T>::map& gain, norm& m) {
-    m.in = in;
-    m.out.resize(in.rows(), in.cols());
-    m.inverse.resize(in.rows());
-    by_pieces(threads_, in.rows(), [&](index, index first, index n) {
-        const auto x = m.in.middleRows(first, n).array();
-        auto inverse = m.inverse.segment(first, n);
-        inverse = (x.square().rowwise().mean() + T(1e-6)).rsqrt();
-        m.out.middleRows(first, n) = (x.colwise() * inverse).rowwise() * gain.row(0).array();
-    });
-}
-
-template <class T>
-void model<T>::normalise_backward(const norm& m, const typename weights<T>::map& gain, typename weights<T>::map& d_gain) {
-    const index rows = m.in.rows();
-    d_gains_.resize(pieces(rows), m.in.cols());
-    by_pieces(threads_, rows, [&](index piece, index first, index n) {
-        const auto x = m.in.middleRows(first, n).array();
-        const auto inverse = m.inverse.segment(first, n);
-        auto d = d_normed_.middleRows(first, n).array();
-        d_gains_.row(piece) = (d * (x.colwise() * inverse)).colwise().sum();
-        d.rowwise() *= gain.row(0).array();
-        const column<T> along = (d * x).rowwise().mean() * inverse.square();
-        dx_.middleRows(first, n).array() += (d - x.colwise() * along).colwise() * inverse;
-    });
-    d_gain = d_gains_.colwise().sum();
 }
 
 template <class T>

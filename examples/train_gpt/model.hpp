@@ -8,6 +8,7 @@
 #pragma once
 
 #include "mechanism.hpp"
+#include "rows.hpp"
 
 #include <Eigen/Dense>
 
@@ -17,11 +18,6 @@
 #include <vector>
 
 namespace gpt {
-
-template <class T>
-using matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class T>
-using column = Eigen::Array<T, Eigen::Dynamic, 1>;
 
 // Everything that is learned, or its gradient: one array, seen as named matrices.
 template <class T>
@@ -36,14 +32,15 @@ public:
         bool is_gain() const { return values.rows() == 1; }
     };
     struct block {
-        map attention_gain, qkv, convolution, gates, merge, hidden_gain, up, down;
+        map attention_gain, qkv, convolution, gates;
+        std::vector<map> own;  // of the mechanism
+        map merge, hidden_gain, up, down;
     };
 
-    // gates: logits that the attention takes for each token and head.
-    weights(const shape& s, index gates)
-        : all(size(s, gates)),
+    weights(const shape& s, const demands& attention)
+        : all(size(s, attention)),
           embedding(place("embedding", s.vocabulary, s.width)),
-          blocks(make_blocks(s, gates)),
+          blocks(make_blocks(s, attention)),
           gain(place("gain", 1, s.width)) {
         all.setZero();
     }
@@ -60,8 +57,10 @@ public:
     void initialise(std::uint64_t seed, const shape& s);
 
 private:
-    static index size(const shape& s, index gates) {
-        const index per_block = s.width * (s.width * (4 + 2 * s.growth) + 3 * s.convolution + gates * s.heads + 2);
+    static index size(const shape& s, const demands& attention) {
+        index per_block =
+            s.width * (s.width * (1 + 2 * s.growth) + attention.gates * s.heads + 2) + attention.channels() * (s.width + s.convolution);
+        for (const auto& w : attention.weights) per_block += w.rows * w.columns;
         return s.vocabulary * s.width + s.layers * per_block + s.width;
     }
     map place(const std::string& name, index rows, index columns) {
@@ -70,13 +69,19 @@ private:
         if (values.size() > 0) tensors.push_back({name, values});
         return values;
     }
-    std::vector<block> make_blocks(const shape& s, index gates) {
+    std::vector<block> make_blocks(const shape& s, const demands& attention) {
         std::vector<block> made;
         for (index i = 0; i < s.layers; ++i) {
             const std::string name = "block." + std::to_string(i) + ".";
-            made.push_back({place(name + "attention_gain", 1, s.width), place(name + "qkv", s.width, 3 * s.width),
-                            place(name + "convolution", s.convolution, 3 * s.width), place(name + "gates", s.width, gates * s.heads),
-                            place(name + "merge", s.width, s.width), place(name + "hidden_gain", 1, s.width),
+            const auto own = [&] {
+                std::vector<map> maps;
+                for (const auto& w : attention.weights) maps.push_back(place(name + w.name, w.rows, w.columns));
+                return maps;
+            };
+            const index channels = attention.channels();
+            made.push_back({place(name + "attention_gain", 1, s.width), place(name + "qkv", s.width, channels),
+                            place(name + "convolution", s.convolution, channels), place(name + "gates", s.width, attention.gates * s.heads),
+                            own(), place(name + "merge", s.width, s.width), place(name + "hidden_gain", 1, s.width),
                             place(name + "up", s.width, s.growth * s.width), place(name + "down", s.growth * s.width, s.width)});
         }
         return made;
@@ -104,7 +109,9 @@ public:
         forward(seen, length);
         return score(next);
     }
-    // The same, and its gradient.
+    // What the layers added to the loss of the last call, such as for a balance between heads.
+    double penalty() const { return penalty_; }
+    // The same as loss, and the gradient of it and of the penalty.
     double differentiate(tokens seen, tokens next, index length) {
         const double mean = loss(seen, next, length);
         backward(seen);
@@ -119,13 +126,9 @@ public:
     std::vector<token> predict(tokens seen, index length);
 
 private:
-    // What a norm or a layer keeps for its backward.
-    struct norm {
-        matrix<T> in, out;
-        column<T> inverse;  // 1 / root mean square of each row
-    };
+    // What a layer keeps for its backward.
     struct layer {
-        norm before_attention, before_hidden;
+        norm<T> before_attention, before_hidden;
         matrix<T> projected, qkv, logits, attended, hidden, active;
         std::vector<T> lse;
     };
@@ -134,28 +137,27 @@ private:
     // The mean loss; logits become the gradient of it.
     double score(tokens next);
     void backward(tokens seen);
-    // out = in / rms(in) * gain
-    void normalise(const matrix<T>& in, const typename weights<T>::map& gain, norm& m);
-    // Adds the gradient of a norm's input, from d_normed_ for its output, to dx_.
-    void normalise_backward(const norm& m, const typename weights<T>::map& gain, typename weights<T>::map& d_gain);
-
     // The convolution, which makes qkv of what is projected.
     void convolve(const layer& m, const typename weights<T>::map& taps, matrix<T>& qkv);
     // d_qkv_, for its output, becomes the gradient of its input.
     void convolve_backward(const layer& m, const typename weights<T>::map& taps, typename weights<T>::map& d_taps);
 
-    using view = typename mechanism<T>::written;
-    // Queries (0), keys (1) or values (2) of a fused projection.
-    view part(matrix<T>& qkv, index i) const;
-    view gates(matrix<T>& logits) const;
+    using view = heed::view<T, 4>;
+    // Queries (0), keys (1) or values (2) of a fused projection, and what is rotated of them.
+    view part(matrix<T>& qkv, std::size_t i) const;
+    view rotated(matrix<T>& qkv, std::size_t i) const;
+    using own_weights = std::vector<typename weights<T>::map>;
+    template <class E>
+    operands<E> operands_of(matrix<T>& qkv, matrix<T>& logits, matrix<T>& input, own_weights& own) const;
     heed::result<T> made(layer& m) const;
     std::span<const float> positions() const { return {positions_.data(), static_cast<std::size_t>(length_)}; }
 
     std::vector<float> positions_;
     index batch_ = 0, length_ = 0;
     std::vector<layer> layers_;
-    norm last_;
-    matrix<T> x_, logits_, dx_, d_normed_, d_hidden_, d_attended_, d_qkv_, d_projected_, d_logits_, d_gains_;
+    double penalty_ = 0;
+    norm<T> last_;
+    matrix<T> x_, logits_, dx_, d_normed_, d_hidden_, d_attended_, d_qkv_, d_projected_, d_logits_;
 };
 
 }  // namespace gpt

@@ -12,10 +12,14 @@ namespace gpt {
 namespace {
 
 template <class T, class... Policies>
-mechanism<T> by_attention(bool rotates, Policies... policies) {
-    return {rotates, 0, [=](auto q, auto k, auto v, auto, auto made) { heed::attention(q, k, v, made, policies...); },
-            [=](auto q, auto k, auto v, auto, auto made, auto d_out, auto dq, auto dk, auto dv, auto) {
-                heed::attention_backward(q, k, v, made, d_out, dq, dk, dv, policies...);
+mechanism<T> by_attention(const demands& takes, Policies... policies) {
+    return {takes,
+            [=](const auto& of, auto made) {
+                heed::attention(of.q, of.k, of.v, made, policies...);
+                return 0.0;
+            },
+            [=](const auto& of, auto made, auto d_out, const auto& d) {
+                heed::attention_backward(of.q, of.k, of.v, made, d_out, d.q, d.k, d.v, policies...);
             }};
 }
 
@@ -76,23 +80,17 @@ private:
     heed::openmp threads_;
 };
 
-template <class T>
-mechanism<T> by_dynamic_mask(bool rotates, heed::index kept, const heed::openmp& threads) {
-    const dynamic_mask<T> call(kept, threads);
-    return {rotates, 1, [=](auto... arguments) { call.forward(arguments...); }, [=](auto... arguments) { call.backward(arguments...); }};
-}
-
 }  // namespace
 
 template <class T>
 table<T> softmax_mechanisms(const shape& s, const heed::openmp& threads, const std::vector<float>& slopes) {
-    constexpr bool rotary = true, as_it_is = false;
+    const demands rotary = usual(s, true), as_it_is = usual(s, false);
     return {
         {"softmax", by_attention<T>(rotary, threads, heed::causal)},
         {"sliding-window", by_attention<T>(rotary, threads, heed::causal, heed::sliding_window{.left = s.reach()})},
         {"alibi", by_attention<T>(as_it_is, threads, heed::causal, heed::alibi{slopes})},
         {"softcap", by_attention<T>(rotary, threads, heed::causal, heed::softcap{20})},
-        {"dma", by_dynamic_mask<T>(rotary, std::max<heed::index>(1, s.reach()), threads)},
+        {"dma", by_gates<T>(usual(s, true, 1), dynamic_mask<T>(std::max<heed::index>(1, s.reach()), threads))},
     };
 }
 
