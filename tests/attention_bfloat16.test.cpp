@@ -8,10 +8,12 @@
 #include <heed/mask/causal.hpp>
 #include <heed/mask/window.hpp>
 #include <heed/reference.hpp>
+#include <heed/tensor/segments.hpp>
 #include <heed/tensor/stored.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <tuple>
@@ -121,6 +123,29 @@ TEMPLATE_LIST_TEST_CASE("bfloat16 calls have the same bits on any threads", "", 
     const call<TestType> c(random_source(6), 130, 400, 64, 40);
     const auto one = c.out(heed::causal);
     for (const int n : {2, 3, 7}) CHECK(c.out(heed::causal, shuffled_threads{n}) == one);
+}
+
+TEMPLATE_LIST_TEST_CASE("packed queries of bfloat16 have the bits of their sequences alone", "", archs) {
+    random_source r(10);
+    constexpr heed::index keys = 90, features = 64;
+    const std::vector<std::int32_t> starts{0, 30, 33, 75}, lengths{90, 41, 77};
+    const rows_of_bfloat16 q(r, {1, 4, starts.back(), features}), k(r, {3, 2, keys, features}), v(r, {3, 2, keys, features});
+    std::vector<float> packed(static_cast<std::size_t>(4 * starts.back() * features)), alone(packed.size());
+    const auto into = [&](std::vector<float>& x) { return heed::bhtd(x.data(), 1, 4, starts.back(), features); };
+    heed::attention(q.view(), k.view(), v.view(), into(packed), heed::run_on<TestType>{}, heed::causal,
+                    heed::packed_queries{starts, lengths});
+    for (heed::index s = 0; s < 3; ++s) {
+        const auto at = static_cast<std::size_t>(s);
+        const auto rows = [&](auto x, heed::index first, heed::index batch, heed::index count) {
+            x.data += batch * x.stride(0) + first * x.stride(2);
+            x.shape = {1, x.extent(1), count, features};
+            return x;
+        };
+        const heed::index count = starts[at + 1] - starts[at];
+        heed::attention(rows(q.view(), starts[at], 0, count), rows(k.view(), 0, s, lengths[at]), rows(v.view(), 0, s, lengths[at]),
+                        rows(into(alone), starts[at], 0, count), heed::run_on<TestType>{}, heed::causal);
+    }
+    CHECK(packed == alone);
 }
 
 TEMPLATE_LIST_TEST_CASE("keys of bfloat16 may lie anywhere", "", archs) {

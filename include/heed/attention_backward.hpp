@@ -4,10 +4,10 @@
 // Shapes as in the forward; `out` and `lse` are those of a forward call with the same policies, d_out (B, H, Tq, Dv) is the gradient of
 // out, or result{d_out, d_lse} where lse was used too. dq, dk, dv are shaped as q, k, v, views or concat_features of views, and
 // overwritten, but for rows behind the keys that seqlens_k or packed_queries name; where v is a view of k, their gradients stay apart and
-// the caller adds them. Score
-// modifications are differentiated by themselves (kernel/dual.hpp); parameters named by with_gradient get theirs. Nothing of size Tq Tk
-// is stored. Rows that see no key have gradient exactly 0. Error against double: rms over many calls below twice that of plain loops in
-// the same type, which take out and lse from plain loops. Throws std::invalid_argument, with nothing written, for what does not fit.
+// the caller adds them. Score modifications are differentiated by themselves (kernel/dual.hpp); parameters named by with_gradient get
+// theirs. Nothing of size Tq Tk is stored. Rows that see no key have gradient exactly 0. Error against double: rms over many calls below
+// twice that of plain loops in the same type, which take out and lse from plain loops. Throws std::invalid_argument, with nothing written,
+// for what does not fit.
 #pragma once
 
 #include <heed/attention.hpp>
@@ -60,10 +60,10 @@ HEED_NOINLINE void check_backward(const char* door, const Problem& p) {
         same_extents(door, "d_lse", p.d_lse.shape, "lse", q, 3);
     }
     const auto written = [&](const char* name, const auto& to, const char* like, const std::array<index, 4>& shape) {
+        destination::each(to, [&](const auto& x, index) { check_written(door, name, x, x.extent(3)); });
         destination::check_parts(door, name, to);
         same_extents(door, name, destination::shape(to), like, shape, 4);
         destination::each(to, [&](const auto& x, index first) {
-            check_written(door, name, x, x.extent(3));
             check_apart(door, name, x, "query", p.q);
             check_apart(door, name, x, "key", p.k);
             check_apart(door, name, x, "value", p.v);

@@ -27,6 +27,10 @@ auto definition_of(const A&) {
 template <SolvingAccumulator A>
 typename A::definition definition_of(const A&);
 
+// Asked inside the function, g++ 13 says no.
+template <class Mod>
+inline constexpr bool is_additive = requires { requires Mod::additive; };
+
 // The scores and weights of one query row, over the keys that it sees.
 template <class Problem>
 class rows_of_head {
@@ -139,7 +143,7 @@ private:
             const auto& mod = std::get<I>(mods_);
             using Mod = std::remove_cvref_t<decltype(mod)>;
             double slope = 1;
-            if constexpr (!requires { requires Mod::additive; }) slope = mod(dual<double>(s, 1.), where<dual<double>>(j)).d;
+            if constexpr (!is_additive<Mod>) slope = mod(dual<double>(s, 1.), where<dual<double>>(j)).d;
             mods_back<I + 1>(mod(s, where<double>(j)), j, g);
             if constexpr (is_learned<Mod>) {
                 if constexpr (StagedScoreMod<Mod, T>)

@@ -8,6 +8,7 @@
 #include "tensors.hpp"
 
 #include <heed/attention_backward.hpp>
+#include <heed/reference.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -163,7 +164,7 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                         if constexpr (I < std::tuple_size_v<std::remove_cvref_t<decltype(mods)>>) {
                             const auto& mod = std::get<I>(mods);
                             S slope = 1;
-                            if constexpr (!requires { requires std::remove_cvref_t<decltype(mod)>::additive; })
+                            if constexpr (!heed::reference::is_additive<std::remove_cvref_t<decltype(mod)>>)
                                 slope = mod(D(score, S{1}), at(j, D(S{0}))).d;
                             self(self, mod(score, at(j, S{})), std::integral_constant<std::size_t, I + 1>{});
                             if constexpr (requires { mod.parameter_slope(score, at(j, S{})); })

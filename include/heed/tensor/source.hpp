@@ -77,6 +77,18 @@ struct rows_for_all : S {
     void rows(index, index head, index first, index count, typename S::value_type* scratch, const typename S::value_type** out) const {
         S::rows(0, head, first, count, scratch, out);
     }
+    template <class Stored, class F>
+    void stored_rows(index, index head, index first, index count, const Stored** out, F factor) const
+        requires requires(const S& s) { s.stored_rows(0, head, first, count, out, factor); }
+    {
+        S::stored_rows(0, head, first, count, out, factor);
+    }
+    template <class T>
+    void listed(index, index head, index first, const index* numbers, index count, const T** out) const
+        requires requires(const S& s) { s.listed(0, head, first, numbers, count, out); }
+    {
+        S::listed(0, head, first, numbers, count, out);
+    }
 };
 
 template <class T>
