@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <filesystem>
@@ -49,7 +50,13 @@ int main(int argc, char** argv) {
     std::set<int> wanted;
     bool list = false;
     app.add_option("--dir", dir, "folder of the papers' folders")->envname("HEED_GOLDEN_DIR")->capture_default_str();
-    app.add_option("--paper", wanted, "number of a paper; all that are registered, if none is given");
+    app.add_option("--paper", wanted, "number of a paper; all that are registered, if none is given")
+        ->transform(CLI::Validator(
+            [](std::string& number) {
+                number.erase(0, std::min(number.find_first_not_of('0'), number.size()));  // octal to newer versions of CLI11
+                return std::string{};
+            },
+            ""));
     app.add_flag("--list", list, "list the cases instead of running them");
     CLI11_PARSE(app, argc, argv);
 

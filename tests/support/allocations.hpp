@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 
@@ -43,6 +44,11 @@ void* realloc(void* p, std::size_t n) noexcept {
 void* aligned_alloc(std::size_t alignment, std::size_t n) noexcept {
     ++heed_test::allocation_count;
     return __libc_memalign(alignment, n);
+}
+int posix_memalign(void** p, std::size_t alignment, std::size_t n) noexcept {
+    ++heed_test::allocation_count;
+    *p = __libc_memalign(alignment, n);
+    return *p == nullptr ? ENOMEM : 0;
 }
 }
 #endif
