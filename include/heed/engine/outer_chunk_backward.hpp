@@ -9,6 +9,7 @@
 #include <heed/engine/segment.hpp>
 
 #include <algorithm>
+#include <cstddef>
 
 namespace heed::inline HEED_ISA {
 
@@ -95,10 +96,10 @@ public:
             pack_solved(solved);
             base::lower_products(solved, width, d_keys_, false, this->among_keys, learn && !channelwise ? key_pairs_ : nullptr);
             for (int a = 0; a < count; ++a) {
-                T *row = d_keys_ + a * score_stride, *all = pairs_ + a * score_stride, *of_keys = key_pairs_ + a * score_stride;
-                for (int b = 0; b < a; ++b) {
-                    row[b] *= -this->beta[a];
-                    if (learn && !channelwise) all[b] -= this->beta[a] * of_keys[b];
+                const auto at = static_cast<std::size_t>(a * score_stride);
+                for (std::size_t i = at; i < at + static_cast<std::size_t>(a); ++i) {
+                    d_keys_[i] *= -this->beta[a];
+                    if (learn && !channelwise) pairs_[i] -= this->beta[a] * key_pairs_[i];
                 }
             }
         }
