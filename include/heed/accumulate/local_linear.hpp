@@ -167,7 +167,7 @@ public:
         inverse_pivot_ = take(direct_ ? depth : 0);
     }
     // The ridges of the lanes, to be filled in; lanes without a query get 1.
-    T* ridge() { return ridge_; }
+    T* parameter() { return ridge_; }
 
     // Weights are w (start + k y) factor.
     const T* solution() const { return solution_; }
@@ -229,7 +229,7 @@ public:
     const T* d_start() const { return d_start_; }
     const T* curvature() const { return curvature_; }
     // Of a row's ridge.
-    T d_ridge(int i) const { return d_ridge_[i]; }
+    T d_parameter(int i) const { return d_ridge_[i]; }
     // The gradient of the query, but for that through its scores.
     const T* d_query() const { return d_query_; }
 

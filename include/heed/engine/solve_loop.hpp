@@ -97,8 +97,9 @@ private:
         keys.place(at.rows, at.number, at.head, m.queries, count, shape.offset());
         keys.gather(bound.mask, bound.mods, 0, at.rows.keys, false);
         solver solve(p_.accumulator, p_.depth(), p_.width(), false, m.solver_memory);
-        std::fill(solve.ridge(), solve.ridge() + lanes, T{1});
-        for (int i = 0; i < count; ++i) solve.ridge()[i] = static_cast<T>(p_.accumulator.parameter(at.rows.batch, at.head, keys.row_of(i)));
+        std::fill(solve.parameter(), solve.parameter() + lanes, T{1});
+        for (int i = 0; i < count; ++i)
+            solve.parameter()[i] = static_cast<T>(p_.accumulator.parameter(at.rows.batch, at.head, keys.row_of(i)));
         solve.forward(keys);
 
         const index width = p_.width();

@@ -190,10 +190,10 @@ private:
         read_d_out(keys, m, [&](int i) { return keys.total()[i] == 0 ? T{0} : T{1}; });
         std::fill(m.d_lse, m.d_lse + lanes, T{0});
         solver solve(p_.accumulator, depth, p_.width(), true, q.solver_memory);
-        std::fill(solve.ridge(), solve.ridge() + lanes, T{1});
+        std::fill(solve.parameter(), solve.parameter() + lanes, T{1});
         for (int i = 0; i < count; ++i) {
             const index row = keys.row_of(i);
-            solve.ridge()[i] = static_cast<T>(p_.accumulator.parameter(batch, at.head, row));
+            solve.parameter()[i] = static_cast<T>(p_.accumulator.parameter(batch, at.head, row));
             if (p_.d_lse.data != nullptr) m.d_lse[i] = p_.d_lse(batch, at.head, row);
         }
         solve.backward(keys, m.d_out, m.d_lse);
@@ -226,7 +226,7 @@ private:
             kept_.d_start[n] = solve.d_start()[i];
             kept_.curvature[n] = solve.curvature()[i];
             kept_.d_out_factor[n] = seen ? solve.factor()[i] * keys.total()[i] : T{0};
-            kept_.d_parameter[n] = seen ? solve.d_ridge(i) : T{0};
+            kept_.d_parameter[n] = seen ? solve.d_parameter(i) : T{0};
             singular += solve.singular(i);
             if (!seen)
                 for (index d = 0; d < depth; ++d) q.d_query[d * lanes + i] = 0;
