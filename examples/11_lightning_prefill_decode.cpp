@@ -5,6 +5,8 @@
 // A state of head-dim x head-dim numbers a head takes the place of the cache of keys and values (Qin et al. 2024), and prefill, prefill in
 // parts and decode are the same call with the same state. The program checks that: parts, and tokens one by one, must give the rows of
 // one long prefill.
+#include "measure.hpp"
+
 #include <heed/heed.hpp>
 #include <heed/interop/openmp.hpp>
 
@@ -12,7 +14,6 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -73,29 +74,6 @@ comparison compare(const heed::view<const float, 4>& a, const heed::view<const f
     return c;
 }
 
-// Median seconds of f, called until so many seconds are over; the first call counts only if it is the only one.
-template <class F>
-double seconds_of(double available, F&& f) {
-    std::vector<double> times;
-    double total = 0;
-    do {
-        const auto start = std::chrono::steady_clock::now();
-        f();
-        times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-        total += times.back();
-    } while (total < available);
-    if (times.size() > 1) times.erase(times.begin());
-    const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
-}
-
-std::string bytes(double n) {
-    constexpr const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    std::size_t unit = 0;
-    for (; n >= 1024 && unit < 4; ++unit) n /= 1024;
-    return fmt::format("{:.4g} {}", n, units[unit]);
-}
 std::string duration(double seconds) {
     return seconds < 1e-3 ? fmt::format("{:.3g} us", 1e6 * seconds) : fmt::format("{:.3g} ms", 1e3 * seconds);
 }

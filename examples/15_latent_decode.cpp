@@ -4,6 +4,8 @@
 //     latent_decode --contexts 1k 4k 32k --heads 16 --kv-heads 2 --threads 2
 // All heads read one row of latent and rotary features a token: W_UK is absorbed into the queries, W_UV comes after the attention, and the
 // values are the first features of the keys. The program checks that this gives what keys and values expanded for each head give.
+#include "measure.hpp"
+
 #include <heed/heed.hpp>
 #include <heed/interop/openmp.hpp>
 
@@ -11,7 +13,6 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -43,29 +44,6 @@ std::vector<float> random_numbers(index count, std::uint64_t seed, double size =
 }
 std::vector<float> zeros(index count) { return std::vector<float>(static_cast<std::size_t>(count)); }
 
-// Median seconds of f, called until so many seconds are over; the first call counts only if it is the only one.
-template <class F>
-double seconds_of(double available, F&& f) {
-    std::vector<double> times;
-    double total = 0;
-    do {
-        const auto start = std::chrono::steady_clock::now();
-        f();
-        times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-        total += times.back();
-    } while (total < available);
-    if (times.size() > 1) times.erase(times.begin());
-    const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-    std::nth_element(times.begin(), middle, times.end());
-    return *middle;
-}
-
-std::string bytes(double n) {
-    constexpr const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    std::size_t unit = 0;
-    for (; n >= 1024 && unit < 4; ++unit) n /= 1024;
-    return fmt::format("{:.4g} {}", n, units[unit]);
-}
 std::string milliseconds(double seconds) { return seconds < 0 ? "-" : fmt::format("{:.3f}", 1e3 * seconds); }
 
 // The layer's weight wkv_b, and one token's queries.
