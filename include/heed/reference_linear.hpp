@@ -58,9 +58,10 @@ public:
             const bool by_channel = rule_channelwise<typename Problem::rule_type>();
             std::vector<double> g(by_channel ? static_cast<std::size_t>(rows_) : 1);
             p_.rule.decay(b_, h_, p_.row(t), 1, g.data());
-            for (index d = 0; d < rows_; ++d)
-                for (index e = 0; e < columns_; ++e)
-                    at(state, d, e) *= std::exp(static_cast<S>(g[by_channel ? static_cast<std::size_t>(d) : 0]));
+            for (index d = 0; d < rows_; ++d) {
+                const S factor = std::exp(static_cast<S>(g[by_channel ? u(d) : 0]));
+                for (index e = 0; e < columns_; ++e) at(state, d, e) *= factor;
+            }
         }
         return state;
     }

@@ -19,6 +19,7 @@ using heed::index;
 using numbers = std::vector<double>;
 
 constexpr laws::recurrence_dims shapes[] = {{}, {1, 2, 1, 21, 8, 8}};
+const std::vector<index> chunks{1, 8, 64};
 constexpr auto softplus = [](auto x) {
     using std::exp, std::log;
     return log(1 + exp(x));
@@ -267,44 +268,40 @@ TEST_CASE("a bidirectional call reads what its state held before") {
 }
 
 TEST_CASE("maps, normalisers and gates: the backward is that of central differences") {
-    for (const index chunk : {1, 8, 64})
-        for (const auto& n : shapes) {
-            token_data data(n);
-            const auto key = data.learned(data.key_gate(), data.d_key);
-            const auto value = data.learned(data.value_gate(), data.d_value);
-            const heed::bidirectional both;
-            CAPTURE(chunk, n.tokens, n.d_k);
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::elu_features{}, heed::division{.epsilon = 0.05}));
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::feature_map{softplus}, heed::scale{0.3}));
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, data.random_features(), heed::division{}));
-            CHECK(laws::check_gradients(heed::lightning{data.slopes}, n, {}, 1e-7, chunk, heed::elu_features{}, heed::division{}));
-            CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunk, heed::elu_features{},
-                                        heed::division{.epsilon = 0.05}));
-            CHECK(laws::check_gradients(heed::linear{}, n, {{&data.key, &data.d_key}, {&data.value, &data.d_value}}, 1e-7, chunk, key,
-                                        value));
-            CHECK(laws::check_gradients(heed::linear{}, n, {{&data.key, &data.d_key}, {&data.value, &data.d_value}}, 1e-7, chunk,
-                                        heed::relu_features{1e-6}, heed::division{.epsilon = 0.05}, key, value, both, heed::scale{0.3}));
-        }
+    for (const auto& n : shapes) {
+        token_data data(n);
+        const auto key = data.learned(data.key_gate(), data.d_key);
+        const auto value = data.learned(data.value_gate(), data.d_value);
+        const heed::bidirectional both;
+        CAPTURE(n.tokens, n.d_k);
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::elu_features{}, heed::division{.epsilon = 0.05}));
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::feature_map{softplus}, heed::scale{0.3}));
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, data.random_features(), heed::division{}));
+        CHECK(laws::check_gradients(heed::lightning{data.slopes}, n, {}, 1e-7, chunks, heed::elu_features{}, heed::division{}));
+        CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunks, heed::elu_features{},
+                                    heed::division{.epsilon = 0.05}));
+        CHECK(laws::check_gradients(heed::linear{}, n, {{&data.key, &data.d_key}, {&data.value, &data.d_value}}, 1e-7, chunks, key, value));
+        CHECK(laws::check_gradients(heed::linear{}, n, {{&data.key, &data.d_key}, {&data.value, &data.d_value}}, 1e-7, chunks,
+                                    heed::relu_features{1e-6}, heed::division{.epsilon = 0.05}, key, value, both, heed::scale{0.3}));
+    }
 }
 
 // The sum of the values and the number of tokens are parts of the state like others, and fall as it does.
 TEST_CASE("gradients go through the means that normalisers take") {
-    for (const index chunk : {1, 8, 64})
-        for (const auto& n : shapes) {
-            token_data data(n);
-            const heed::bidirectional both;
-            const heed::division divisor{.epsilon = 0.05, .epsilon_of_mean = 0.02};
-            CAPTURE(chunk, n.tokens, n.d_k);
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::elu_features{}, divisor));
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::elu_features{}, divisor, both));
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::relu_features{1e-6}, heed::subtraction{},
-                                        heed::scale{0.3}));
-            CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunk, heed::relu_features{1e-6}, heed::subtraction{},
-                                        heed::scale{0.3}, both));
-            CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunk, heed::elu_features{},
-                                        heed::subtraction{}, heed::scale{0.3}));
-            CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunk, heed::elu_features{}, divisor));
-        }
+    for (const auto& n : shapes) {
+        token_data data(n);
+        const heed::bidirectional both;
+        const heed::division divisor{.epsilon = 0.05, .epsilon_of_mean = 0.02};
+        CAPTURE(n.tokens, n.d_k);
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::elu_features{}, divisor));
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::elu_features{}, divisor, both));
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::relu_features{1e-6}, heed::subtraction{}, heed::scale{0.3}));
+        CHECK(laws::check_gradients(heed::linear{}, n, {}, 1e-7, chunks, heed::relu_features{1e-6}, heed::subtraction{}, heed::scale{0.3},
+                                    both));
+        CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunks, heed::elu_features{},
+                                    heed::subtraction{}, heed::scale{0.3}));
+        CHECK(laws::check_gradients(data.learned_decays(), n, {{&data.g, &data.d_g}}, 1e-7, chunks, heed::elu_features{}, divisor));
+    }
 }
 
 TEST_CASE("add_to_output adds to what is there") {
