@@ -127,11 +127,11 @@ public:
         T* scores = scores_.data() + first + (slots_ - 1) * pitch_;
         T* numbers = numbers_.data() + first + (slots_ - 1) * pitch_;
         P held = P::load(scores);
-        const auto enters = !(score < held) & !(score == P(lowest));
+        const auto enters = (!(score < held)) & (!(score == P(lowest)));
         if (!any(enters)) return;
         const auto no_number = score != score;
         const P n(std::bit_cast<T>(static_cast<number>(stripe)));
-        const auto above = [&](const P& other) { return enters & (no_number | score >= other); };
+        const auto above = [&](const P& other) { return enters & (no_number | (score >= other)); };
         auto here = above(held);
         for (index slot = slots_ - 1; slot > 0; --slot, scores -= pitch_, numbers -= pitch_) {
             const P better = P::load(scores - pitch_);
