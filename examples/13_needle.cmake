@@ -9,8 +9,8 @@ function(heed_test_needle name expected)
 endfunction()
 
 heed_test_needle(""
-    "1024   dense +100 % .* window +[1-3][0-9] % +0 % .* dynamic mask +(9[0-9]|100) % .*2048   dense +100 % .*picture is in"
-    --lengths 1k 2k --budget 256 --svg "${picture}")
+    "1024   dense +100 % .* window +[1-3][0-9] % +0 % .* dynamic mask +(9[0-9]|100) % .* XAttention +([89][0-9]|100) % .*2048   dense +100 % .*picture is in"
+    --lengths 1k 2k --needles 1 --budget 256 --svg "${picture}")
 set_tests_properties(examples/13_needle PROPERTIES FIXTURES_SETUP heed_needle)
 find_package(Python3 COMPONENTS Interpreter QUIET)
 if(Python3_Interpreter_FOUND)
@@ -19,7 +19,7 @@ if(Python3_Interpreter_FOUND)
     set_tests_properties(examples/13_needle_is_xml PROPERTIES LABELS examples FIXTURES_REQUIRED heed_needle)
 endif()
 
-heed_test_needle(_short "--lengths has 100, but 10 depths of 4 needles need at least 160 tokens" --lengths 1k 100)
+heed_test_needle(_short "--lengths has 100, but 10 depths of 4 needles need at least 2560 tokens" --lengths 4k 100)
 heed_test_needle(_no_text "cannot open .*no_such_file" --text no_such_file)
 heed_test_needle(_no_folder "cannot write to .*needle\\.svg: there is no folder" --svg "${CMAKE_CURRENT_BINARY_DIR}/no/such/needle.svg")
 heed_test_needle(_size "--lengths: x unit not recognized" --lengths 4x)

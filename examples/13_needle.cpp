@@ -1,11 +1,13 @@
 // Needles in a long text: which attention still finds a key that lies deep in the context, and how long does it read for that?
 //     needle --svg needle.svg
 //     needle --lengths 4k 32k --depths 5 --heads 8 --budget 2k --text book.txt
-// Words of a text become keys and values by random tables, with their positions added: nothing is trained or loaded. Needles, words that
-// occur once, are planted at random places of every stretch of depth. The last rows ask for them, each with a query along the key of one
-// needle, and one is found where the row's output is nearer to its value than to that of any other word. Times are those of the whole
-// causal prefill with all that a mechanism does before it. What dynamic mask attention chooses keys by is learned in a model; here one
-// feature of the values tells, with noise, how rare a word is, and its score reads that.
+// Words of a text become keys and values by random tables; nothing is trained or loaded. A key is its word's vector and, of equal length,
+// an exponential mean of the words before it, as layers below would have left it there, with its position added. Needles, sentences of 16
+// words that occur nowhere else, are planted at random places of every stretch of depth, all in one text. Then the last 16 rows ask for
+// one needle after another: row i with a query along the key of word i. A needle is found where the output of one of these rows is nearer
+// to the value of a word of it than to that of any other word. Times are those of the whole causal prefill with all that a mechanism
+// does before it. What dynamic mask attention chooses keys by is learned in a model; here one feature of the values tells, with noise, how
+// rare a word is, and its score reads that. Superlinear's search has the queries of the attention.
 #include <heed/heed.hpp>
 #include <heed/interop/openmp.hpp>
 
@@ -40,13 +42,13 @@ using heed::index;
 
 struct options {
     std::vector<index> lengths{4096, 8192, 16384, 32768, 65536, 131072};
-    index depths = 10, needles = 4, heads = 4, budget = 1024;
+    index depths = 10, needles = 4, heads = 2, budget = 1024;
     int threads = 0;
     std::uint64_t seed = 1;
     std::string text = NEEDLE_TEXT, svg;
 };
 
-// What a mechanism reads and writes: (1, head, token, feature), as many queries as keys.
+// What a mechanism reads and writes: (1, head, token, feature); queries are those of the last tokens, or of all.
 struct prompt {
     heed::view<const float, 4> q, k, v;
     heed::view<float, 4> out;
@@ -75,16 +77,15 @@ const std::vector<mechanism>& mechanisms() {
              std::vector<float> numbers(static_cast<std::size_t>(p.v.extent(1) * p.v.extent(2)));
              const auto scores = heed::bht(numbers.data(), 1, p.v.extent(1), p.v.extent(2));
              heed::value_scores(p.v, p.rarity, scores);
-             const heed::lifetimes lives = heed::top_keys(scores, p.budget, {}, p.threads);
+             const heed::lifetimes lives = heed::top_keys(scores, p.budget, {.queries = p.q.extent(2)}, p.threads);
              heed::attention(p.q, p.k, p.v, p.out, heed::alive{&lives}, heed::key_bias{scores}, p.threads);
          }},
-        // One word among 16 that have nothing to do with it hardly shows in such a sum.
         {"XAttention", "the blocks of the largest antidiagonal sums",
          [](const prompt& p) {
              constexpr heed::antidiagonal how{.stride = 16, .block = 64};
-             const index blocks = heed::blocks_of(p.q.extent(2), how.block);
-             std::vector<float> numbers(static_cast<std::size_t>(p.q.extent(1) * blocks * blocks));
-             const auto scores = heed::bhtd(numbers.data(), 1, p.q.extent(1), blocks, blocks);
+             const index rows = heed::blocks_of(p.q.extent(2), how.block), columns = heed::blocks_of(p.k.extent(2), how.block);
+             std::vector<float> numbers(static_cast<std::size_t>(p.q.extent(1) * rows * columns));
+             const auto scores = heed::bhtd(numbers.data(), 1, p.q.extent(1), rows, columns);
              heed::antidiagonal_scores(p.q, p.k, scores, how, p.threads);
              // A query's own block is seen whatever its sums.
              const heed::selection picks =
@@ -125,10 +126,13 @@ struct vocabulary {
 };
 
 constexpr index features = 64;
-constexpr float pointedness = 2;     // length of a query over that of the key it points at
-constexpr float position_size = .5;  // of the features of positions, those of words having mean square 1
-constexpr float rarity_slope = .25;  // of the scores of keys, a bit of rarity
-constexpr double rarity_noise = 1;   // bits
+constexpr index sentence = 16;        // words of a needle, and rows of a question
+constexpr index question_block = 64;  // rows that are computed for a question
+constexpr double memory = 32;         // words after which a word's share of the keys behind it has fallen to 1 / e
+constexpr float pointedness = 2;      // length of a query over that of the key it points at
+constexpr float position_size = .5;   // of the features of positions, those of words having mean square 1
+constexpr float rarity_slope = .25;   // of the scores of keys, a bit of rarity
+constexpr double rarity_noise = 1;    // bits
 
 struct outcome {
     std::vector<double> found;  // share of the needles of each depth, from the beginning of the text
@@ -142,47 +146,53 @@ struct outcome {
     double worst() const { return *std::min_element(found.begin(), found.end()); }
 };
 
-// Behind the words of the text come the needles, and last the word of the rows that ask.
+// Behind the words of the text come those of the needles, and last the word of the rows that ask.
 class haystack {
 public:
     haystack(const options& o, const vocabulary& words)
-        : o_(o), words_(words), bits_(words.bits), questions_(o.depths * o.needles), asking_(words.size() + questions_) {
-        bits_.insert(bits_.end(), static_cast<std::size_t>(questions_), std::log2(static_cast<double>(words.text.size())));
+        : o_(o), words_(words), bits_(words.bits), needles_(o.depths * o.needles), asking_(words.size() + needles_ * sentence) {
+        bits_.insert(bits_.end(), static_cast<std::size_t>(needles_ * sentence), std::log2(static_cast<double>(words.text.size())));
         bits_.push_back(0);
         std::mt19937_64 random(o.seed);
         std::normal_distribution<float> normal;
         for (auto* table : {&key_table_, &value_table_}) {
             table->resize(static_cast<std::size_t>(o.heads * (asking_ + 1) * features));
             for (float& x : *table) x = normal(random);
-            normalise(*table);
+            for (auto row = table->begin(); row != table->end(); row += features) normalise(&*row);
         }
         weight_.assign(static_cast<std::size_t>(o.heads * o.heads * features), 0);
         for (index h = 0; h < o.heads; ++h) weight_[static_cast<std::size_t>(h * o.heads * features + h * features)] = 1;
         slope_.assign(static_cast<std::size_t>(o.heads), rarity_slope);
+        asked_.resize(static_cast<std::size_t>(o.heads * needles_ * sentence * features));
     }
 
     void fill(index length) {
         length_ = length;
         for (auto* numbers : {&q_, &k_, &v_, &out_}) numbers->assign(static_cast<std::size_t>(o_.heads * length * features), 0);
-        const auto q = rows(q_), k = rows(k_), v = rows(v_);
+        const auto q = rows(q_, length), k = rows(k_, length), v = rows(v_, length);
         std::seed_seq seed{o_.seed, static_cast<std::uint64_t>(length)};
         std::mt19937_64 random(seed);
         std::normal_distribution<double> noise(0, rarity_noise);
         const std::vector<index> tokens = planted(random);
-        std::array<float, features> place{};
+        std::vector<std::array<float, features>> means(static_cast<std::size_t>(o_.heads));
         for (index t = 0; t < length; ++t) {
-            for (index e = 0; e < features; e += 2) {
-                const double angle = static_cast<double>(t) * std::pow(10000., -static_cast<double>(e) / features);
-                place[static_cast<std::size_t>(e)] = position_size * static_cast<float>(std::cos(angle));
-                place[static_cast<std::size_t>(e + 1)] = position_size * static_cast<float>(std::sin(angle));
-            }
             const index token = tokens[static_cast<std::size_t>(t)];
-            const index asked = t < length - questions_ ? token : words_.size() + t - (length - questions_);
+            const auto place = place_of(t);
             for (index h = 0; h < o_.heads; ++h) {
-                const float *key = of(key_table_, h, token), *pointed = of(key_table_, h, asked), *value = of(value_table_, h, token);
+                const float *word = of(key_table_, h, token), *value = of(value_table_, h, token);
+                auto& mean = means[static_cast<std::size_t>(h)];
+                std::array<float, features> context = mean, key{};
+                if (t > 0) normalise(context.data());
+                for (std::size_t e = 0; e < key.size(); ++e) {
+                    key[e] = word[e] + context[e];
+                    mean[e] += static_cast<float>(1 / memory) * (word[e] - mean[e]);
+                }
+                normalise(key.data());
+                if (token >= words_.size() && token < asking_) std::copy(key.begin(), key.end(), asked(h, token - words_.size()));
                 for (index e = 0; e < features; ++e) {
-                    q(0, h, t, e) = pointedness * pointed[e] + place[static_cast<std::size_t>(e)];
-                    k(0, h, t, e) = key[e] + place[static_cast<std::size_t>(e)];
+                    const auto i = static_cast<std::size_t>(e);
+                    q(0, h, t, e) = pointedness * key[i] + place[i];
+                    k(0, h, t, e) = key[i] + place[i];
                     v(0, h, t, e) = value[e];
                 }
                 v(0, h, t, 0) = static_cast<float>(bits_[static_cast<std::size_t>(token)] + noise(random));
@@ -191,40 +201,62 @@ public:
     }
 
     outcome try_out(const mechanism& m) {
-        const heed::view<const float, 2> weight{weight_.data(), {o_.heads, o_.heads * features}, {o_.heads * features, 1}};
-        const prompt p{rows(q_),  rows(k_),    rows(v_), rows(out_), {.weight = weight, .slope = slope_, .exponential = false},
-                       o_.budget, {o_.threads}};
         outcome result;
         // The best of some short runs; one run where it is long.
         double total = 0;
         do {
             const auto start = std::chrono::steady_clock::now();
-            m.read(p);
+            m.read(last(length_));
             const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
             result.seconds = total > 0 ? std::min(result.seconds, seconds) : seconds;
             total += seconds;
         } while (total < .2);
 
         result.found.assign(static_cast<std::size_t>(o_.depths), 0);
-        for (index i = 0; i < questions_; ++i)
+        for (index needle = 0; needle < needles_; ++needle) {
+            ask(needle);
+            m.read(last(length_ % question_block + question_block));
             for (index h = 0; h < o_.heads; ++h)
-                if (nearest(h, &p.out(0, h, length_ - questions_ + i, 0)) == words_.size() + i)
-                    result.found[static_cast<std::size_t>(i / o_.needles)] += 1. / static_cast<double>(o_.needles * o_.heads);
+                if (answered(h, needle))
+                    result.found[static_cast<std::size_t>(needle / o_.needles)] += 1. / static_cast<double>(o_.needles * o_.heads);
+        }
         return result;
     }
 
 private:
-    heed::view<float, 4> rows(std::vector<float>& numbers) const { return heed::bhtd(numbers.data(), 1, o_.heads, length_, features); }
+    heed::view<float, 4> rows(std::vector<float>& numbers, index count) const {
+        const auto all = heed::bhtd(numbers.data(), 1, o_.heads, length_, features);
+        return {&all(0, 0, length_ - count, 0), {1, o_.heads, count, features}, all.strides};
+    }
+    // With the queries of the last rows.
+    prompt last(index count) {
+        return {
+            rows(q_, count),
+            rows(k_, length_),
+            rows(v_, length_),
+            rows(out_, count),
+            {.weight = {weight_.data(), {o_.heads, o_.heads * features}, {o_.heads * features, 1}}, .slope = slope_, .exponential = false},
+            o_.budget,
+            {o_.threads}};
+    }
     const float* of(const std::vector<float>& table, index head, index token) const {
         return table.data() + (head * (asking_ + 1) + token) * features;
     }
+    float* asked(index head, index word) { return asked_.data() + (head * needles_ * sentence + word) * features; }
     // To features of mean square 1.
-    static void normalise(std::vector<float>& table) {
-        for (auto row = table.begin(); row != table.end(); row += features) {
-            float squares = 0;
-            for (index e = 0; e < features; ++e) squares += row[e] * row[e];
-            for (index e = 0; e < features; ++e) row[e] *= std::sqrt(features / squares);
+    static void normalise(float* row) {
+        float squares = 0;
+        for (index e = 0; e < features; ++e) squares += row[e] * row[e];
+        for (index e = 0; e < features; ++e) row[e] *= std::sqrt(features / squares);
+    }
+    static std::array<float, features> place_of(index t) {
+        std::array<float, features> place{};
+        for (index e = 0; e < features; e += 2) {
+            const double angle = static_cast<double>(t) * std::pow(10000., -static_cast<double>(e) / features);
+            place[static_cast<std::size_t>(e)] = position_size * static_cast<float>(std::cos(angle));
+            place[static_cast<std::size_t>(e + 1)] = position_size * static_cast<float>(std::sin(angle));
         }
+        return place;
     }
     // Pieces of the text in a drawn order, as often as they are needed, with needles in place of some words.
     template <class Random>
@@ -238,39 +270,56 @@ private:
             for (const index at : pieces)
                 tokens.insert(tokens.end(), words_.text.begin() + at, words_.text.begin() + std::min(at + piece, total));
         }
-        const index body = length_ - questions_;
+        const index body = length_ - sentence;
         tokens.resize(static_cast<std::size_t>(body));
         tokens.resize(static_cast<std::size_t>(length_), asking_);
-        for (index i = 0; i < questions_; ++i) {
+        for (index i = 0; i < needles_; ++i) {
             const index depth = i / o_.needles;
-            std::uniform_int_distribution<index> place(body * depth / o_.depths, body * (depth + 1) / o_.depths - 1);
+            std::uniform_int_distribution<index> place(body * depth / o_.depths, body * (depth + 1) / o_.depths - sentence);
+            const auto is_free = [&](index at) {
+                return std::all_of(tokens.begin() + at, tokens.begin() + at + sentence, [&](index token) { return token < words_.size(); });
+            };
             index at = place(random);
-            while (tokens[static_cast<std::size_t>(at)] >= words_.size()) at = place(random);
-            tokens[static_cast<std::size_t>(at)] = words_.size() + i;
+            while (!is_free(at)) at = place(random);
+            for (index word = 0; word < sentence; ++word) tokens[static_cast<std::size_t>(at + word)] = words_.size() + i * sentence + word;
         }
         return tokens;
     }
-    // The word whose value is the most alike; the feature that tells rarity is left out.
-    index nearest(index head, const float* row) const {
-        index best = -1;
-        float most = 0;
-        for (index token = 0; token <= asking_; ++token) {
-            const float* value = of(value_table_, head, token);
-            float alike = 0;
-            for (index e = 1; e < features; ++e) alike += row[e] * value[e];
-            if (alike > most) {
-                most = alike;
-                best = token;
+    void ask(index needle) {
+        const auto q = rows(q_, sentence);
+        for (index h = 0; h < o_.heads; ++h)
+            for (index i = 0; i < sentence; ++i) {
+                const auto place = place_of(length_ - sentence + i);
+                for (index e = 0; e < features; ++e)
+                    q(0, h, i, e) = pointedness * asked(h, needle * sentence + i)[e] + place[static_cast<std::size_t>(e)];
             }
+    }
+    bool answered(index head, index needle) {
+        const auto out = rows(out_, sentence);
+        for (index i = 0; i < sentence; ++i) {
+            const float* row = &out(0, head, i, 0);
+            const index first = words_.size() + needle * sentence;
+            float most = 0;
+            for (index word = first; word < first + sentence; ++word) most = std::max(most, alike(head, row, word));
+            index token = 0;
+            while (token <= asking_ && alike(head, row, token) <= most) ++token;
+            if (most > 0 && token > asking_) return true;
         }
-        return best;
+        return false;
+    }
+    // The feature that tells rarity is left out.
+    float alike(index head, const float* row, index token) const {
+        const float* value = of(value_table_, head, token);
+        float sum = 0;
+        for (index e = 1; e < features; ++e) sum += row[e] * value[e];
+        return sum;
     }
 
     const options& o_;
     const vocabulary& words_;
     std::vector<double> bits_;
-    index questions_, asking_, length_ = 0;
-    std::vector<float> key_table_, value_table_, weight_, slope_, q_, k_, v_, out_;
+    index needles_, asking_, length_ = 0;
+    std::vector<float> key_table_, value_table_, weight_, slope_, asked_, q_, k_, v_, out_;
 };
 
 std::string tokens_text(index n) { return n % 1024 == 0 ? fmt::format("{}k", n / 1024) : fmt::format("{}", n); }
@@ -280,58 +329,67 @@ std::string duration(double seconds) { return seconds < 1 ? fmt::format("{:.3g} 
 std::string picture(const options& o, const std::vector<std::vector<outcome>>& of_lengths) {
     constexpr index cell_width = 62, cell_height = 24, left = 92, above = 70, below = 54, margin = 16, beside = 24, in_a_row = 2, top = 64;
     const auto columns = static_cast<index>(o.lengths.size()), count = static_cast<index>(mechanisms().size());
-    const index width = left + std::max<index>(columns * cell_width, 250) + beside, height = above + o.depths * cell_height + below;
+    const index width = left + std::max<index>(columns * cell_width, 300) + beside, height = above + o.depths * cell_height + below;
     std::string svg;
     const auto add = [&]<class... Values>(fmt::format_string<Values...> form, Values&&... values) {
         fmt::format_to(std::back_inserter(svg), form, std::forward<Values>(values)...);
     };
-    const auto label = [&](index x, index y, const char* anchor, const std::string& text, const char* colour = "#59636e") {
-        add("<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", x, y, anchor, colour, text);
-    };
+    const auto label = [&](index x, index y, const std::string& text) { add("<text x=\"{}\" y=\"{}\">{}</text>\n", x, y, text); };
     // Light for lost, dark for found.
     const auto colour = [](double share) {
         const auto mixed = [&](int lost, int found) { return static_cast<int>(std::lround(lost + share * (found - lost))); };
         return fmt::format("#{:02x}{:02x}{:02x}", mixed(0xf3, 0x1f), mixed(0xe9, 0x5a), mixed(0xd8, 0x96));
     };
     add("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"sans-serif\" "
-        "font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        "font-size=\"12\" fill=\"#59636e\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
         2 * margin + std::min(in_a_row, count) * width, top + (count + in_a_row - 1) / in_a_row * height + margin);
     add("<text x=\"{}\" y=\"28\" font-size=\"17\" fill=\"#1f2328\">Needles found, in percent, by depth and length of the text</text>\n",
         margin);
-    label(margin, 48, "start",
-          fmt::format("Each query sees {} keys, in dense attention all; {} heads of {} features, {} needles a field", tokens_text(o.budget),
-                      o.heads, features, o.needles * o.heads));
+    label(margin, 48,
+          fmt::format("Each query sees {} keys, in dense attention all; {} heads of {} features, {} needles a field, {} words each",
+                      tokens_text(o.budget), o.heads, features, o.needles * o.heads, sentence));
     for (index m = 0; m < count; ++m) {
         const mechanism& of = mechanisms()[static_cast<std::size_t>(m)];
+        const index foot = above + o.depths * cell_height;
+        const auto here = [&](index column) -> const outcome& {
+            return of_lengths[static_cast<std::size_t>(column)][static_cast<std::size_t>(m)];
+        };
+        const auto middle = [&](index column) { return left + column * cell_width + cell_width / 2; };
         add("<g transform=\"translate({} {})\">\n", margin + m % in_a_row * width, top + m / in_a_row * height);
         add("<text x=\"{}\" y=\"24\" font-size=\"15\" fill=\"#1f2328\">{}</text>\n", left, of.name);
-        label(left, 42, "start", of.keys);
+        label(left, 42, of.keys);
+        svg += "<g text-anchor=\"end\">\n";
         for (index d = 0; d < o.depths; ++d)
-            label(left - 8, above + d * cell_height + 16, "end", fmt::format("{}–{} %", 100 * d / o.depths, 100 * (d + 1) / o.depths));
-        label(left - 8, above + o.depths * cell_height + 20, "end", "time");
-        label(left - 8, above + o.depths * cell_height + 38, "end", "speed-up");
-        for (index c = 0; c < columns; ++c) {
-            const auto& all = of_lengths[static_cast<std::size_t>(c)];
-            const outcome& here = all[static_cast<std::size_t>(m)];
-            const index x = left + c * cell_width, middle = x + cell_width / 2, foot = above + o.depths * cell_height;
-            label(middle, above - 8, "middle", tokens_text(o.lengths[static_cast<std::size_t>(c)]));
-            for (index d = 0; d < o.depths; ++d) {
-                const double share = here.found[static_cast<std::size_t>(d)];
-                const index y = above + d * cell_height;
-                add("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"{}\" stroke=\"white\"/>\n", x, y, cell_width, cell_height,
-                    colour(share));
-                label(middle, y + 16, "middle", fmt::format("{:.0f}", 100 * share), share < .5 ? "#1f2328" : "white");
+            label(left - 8, above + d * cell_height + 16, fmt::format("{}–{} %", 100 * d / o.depths, 100 * (d + 1) / o.depths));
+        label(left - 8, foot + 20, "time");
+        label(left - 8, foot + 38, "speed-up");
+        svg += "</g>\n<g stroke=\"white\">\n";
+        for (index c = 0; c < columns; ++c)
+            for (index d = 0; d < o.depths; ++d)
+                add("<path d=\"M{} {}h{}v{}h-{}z\" fill=\"{}\"/>\n", left + c * cell_width, above + d * cell_height, cell_width,
+                    cell_height, cell_width, colour(here(c).found[static_cast<std::size_t>(d)]));
+        svg += "</g>\n<g text-anchor=\"middle\">\n";
+        for (index c = 0; c < columns; ++c) label(middle(c), above - 8, tokens_text(o.lengths[static_cast<std::size_t>(c)]));
+        for (const bool found : {false, true}) {
+            add("<g fill=\"{}\">\n", found ? "white" : "#1f2328");
+            for (index c = 0; c < columns; ++c) {
+                for (index d = 0; d < o.depths; ++d)
+                    if (const double share = here(c).found[static_cast<std::size_t>(d)]; (share >= .5) == found)
+                        label(middle(c), above + d * cell_height + 16, fmt::format("{:.0f}", 100 * share));
+                if (found) continue;
+                label(middle(c), foot + 20, duration(here(c).seconds));
+                label(middle(c), foot + 38,
+                      fmt::format("{:.1f}", of_lengths[static_cast<std::size_t>(c)].front().seconds / here(c).seconds));
             }
-            label(middle, foot + 20, "middle", duration(here.seconds), "#1f2328");
-            label(middle, foot + 38, "middle", fmt::format("{:.1f}", all.front().seconds / here.seconds), "#1f2328");
+            svg += "</g>\n";
         }
-        svg += "</g>\n";
+        svg += "</g>\n</g>\n";
     }
     return svg + "</svg>\n";
 }
 
 void run(const options& o) {
-    const index needed = 4 * o.depths * o.needles;
+    const index needed = 4 * sentence * o.depths * o.needles;
     for (const index length : o.lengths)
         if (length < needed)
             throw std::invalid_argument(

@@ -3,10 +3,10 @@
 //
 //   O_n = softmax over the window and span n (scale q k^T) v,  g = softmax over slots of the search's scores,  out = sum_n g_n O_n
 // Every slot has its own normaliser and the window; a row whose spans are unused gets the window alone, one without keys 0. The window is
-// attended once and each span by itself, both by the attention door, and joined by log-sum-exp. Shapes as there: q (B, H, Tq, D),
+// attended once and each span by itself, by two calls of the attention door, and joined by log-sum-exp. Shapes as there: q (B, H, Tq, D),
 // k (B, Hk, Tk, D), v (B, Hk, Tk, Dv), out (B, H, Tq, Dv), all of float or all of double, H a multiple of Hk. Policies: scale, executor,
-// run_on. Takes 2 Tq (Dv + 1) elements of memory of its own, the backward 3 Tq (D + Dv) + Tk (D + Dv) about. Views are borrowed; throws
-// std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which stands at the last
+// run_on. Takes (slots + 1) Tq (Dv + 1) elements of memory of its own, the backward 3 Tq (D + Dv) + Tk (D + Dv) about. Views are borrowed;
+// throws std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which stands at the last
 // cached key, so that a cache no longer than the window is attended whole.
 #pragma once
 
@@ -27,6 +27,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -45,15 +46,19 @@ view<T, 4> head_rows(const view<T, 4>& v, index b, index h, index first, index c
     return {v.data + v.offset(b, h, first, 0), {1, 1, count, v.extent(3)}, v.strides};
 }
 
-// Dense rows of one head, and a number for each.
+// Dense rows of one head, yet to be written, and a number for each.
 template <class T>
 struct rows_with_lse {
     index count, width;
-    std::vector<T> rows, numbers;
+    std::unique_ptr<T[]> rows;
+    std::vector<T> numbers;
     rows_with_lse(index n, index w, T number)
-        : count(n), width(w), rows(static_cast<std::size_t>(n * w)), numbers(static_cast<std::size_t>(n), number) {}
-    result<T> views() { return {bhtd(rows.data(), 1, 1, count, width), bht(numbers.data(), 1, 1, count)}; }
-    T* row(index i) { return rows.data() + i * width; }
+        : count(n),
+          width(w),
+          rows(std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(n * w))),
+          numbers(static_cast<std::size_t>(n), number) {}
+    result<T> views() { return {bhtd(rows.get(), 1, 1, count, width), bht(numbers.data(), 1, 1, count)}; }
+    T* row(index i) { return rows.get() + i * width; }
     T& number(index i) { return numbers[static_cast<std::size_t>(i)]; }
 };
 
@@ -75,6 +80,24 @@ T dot_of_rows(const T* x, const T* y, index count) {
     return rest;
 }
 
+// All rows of a head, several times one after another.
+template <class T>
+struct repeated_rows {
+    using value_type = T;
+    view<const T, 4> once;
+    index times;
+
+    std::array<index, 4> shape() const { return {once.extent(0), once.extent(1), times * once.extent(2), once.extent(3)}; }
+    template <class F>
+    void each_view(F&& f) const {
+        f(once);
+    }
+    index scratch_per_row() const { return 0; }
+    void rows(index batch, index head, index first, index count, T*, const T** out) const {
+        for (index i = 0; i < count; ++i) out[i] = once.data + once.offset(batch, head, (first + i) % once.extent(2), index{0});
+    }
+};
+
 // What one head of a call reads, without padding, and its attentions.
 template <class T>
 struct span_head {
@@ -90,16 +113,17 @@ struct span_head {
         k = head_rows(k_all, b, g, first, s.length - first);
         v = head_rows(v_all, b, g, first, s.length - first);
     }
-    row_spans slot(index n) const {
-        const auto count = static_cast<std::size_t>(rows);
+    // Of slots [n, n_end), the rows of one after those of another.
+    row_spans slots(index n, index n_end) const {
         const index first = found.first[static_cast<std::size_t>(b)];
-        std::vector<std::int32_t> begin(count), end(count);
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::size_t r = found.row(b, h, first_row) + i * static_cast<std::size_t>(found.slots) + static_cast<std::size_t>(n);
-            if (found.anchor[r] < 0) continue;
-            begin[i] = static_cast<std::int32_t>(found.start[r] - first);
-            end[i] = static_cast<std::int32_t>(found.end[r] + 1 - first);
-        }
+        std::vector<std::int32_t> begin(static_cast<std::size_t>((n_end - n) * rows)), end(begin.size());
+        for (std::size_t to = 0; n < n_end; ++n)
+            for (index i = 0; i < rows; ++i, ++to) {
+                const std::size_t r = found.row(b, h, first_row + i) + static_cast<std::size_t>(n);
+                if (found.anchor[r] < 0) continue;
+                begin[to] = static_cast<std::int32_t>(found.start[r] - first);
+                end[to] = static_cast<std::int32_t>(found.end[r] + 1 - first);
+            }
         return {k.extent(2), std::move(begin), std::move(end)};
     }
     void gate(index i, double* weights) const { found.gate(found.row(b, h, first_row + i), weights); }
@@ -155,26 +179,34 @@ void span_attention(const view<Q, 4>& q_rows, const view<K, 4>& k_rows, const vi
     doors::check_apart(door, "out", out, "value", v);
 
     const index width = v.extent(3);
-    std::vector<double> gate(static_cast<std::size_t>(found.slots));
+    const auto executor = one_on<axes::executor>(sequential{}, policies...);
     for (index b = 0; b < found.batch; ++b)
         for (index h = 0; h < found.heads; ++h) {
             for (index i = 0; i < found.queries; ++i) std::fill_n(&out(b, h, i, 0), width, T{0});
             const doors::span_head<T> head(q, k, v, found, b, h);
             if (head.rows == 0 || width == 0) continue;
             auto window = head.attend_window(policies...);
-            doors::rows_with_lse<T> span(head.rows, width, 0);
-            for (index n = 0; n < found.slots; ++n) {
-                const row_spans rows = head.slot(n);
-                attention(head.q, head.k, head.v, span.views(), in_span{&rows}, policies...);
-                for (index i = 0; i < head.rows; ++i) {
-                    const doors::slot_shares shares(window.number(i), span.number(i));
-                    head.gate(i, gate.data());
-                    const double g = gate[static_cast<std::size_t>(n)];
+            // Spans of all slots at once: the more there are, the more keys have those that are taken together in common.
+            const row_spans rows = head.slots(0, found.slots);
+            doors::rows_with_lse<T> span(found.slots * head.rows, width, 0);
+            attention(doors::repeated_rows<T>{head.q, found.slots}, head.k, head.v, span.views(), in_span{&rows}, policies...);
+            constexpr index some = 256;
+            executor.bulk((head.rows + some - 1) / some, [&](index task, index) {
+                std::vector<double> gate(static_cast<std::size_t>(found.slots));
+                for (index i = task * some; i < std::min(head.rows, (task + 1) * some); ++i) {
                     T* to = &out(b, h, head.first_row + i, 0);
-                    if (shares.window != 0) doors::add_row(to, window.row(i), static_cast<T>(g * shares.window), width);
-                    if (shares.span != 0) doors::add_row(to, span.row(i), static_cast<T>(g * shares.span), width);
+                    double of_window = 0;
+                    head.gate(i, gate.data());
+                    for (index n = 0; n < found.slots; ++n) {
+                        const index row = n * head.rows + i;
+                        const doors::slot_shares shares(window.number(i), span.number(row));
+                        const double g = gate[static_cast<std::size_t>(n)];
+                        of_window += g * shares.window;
+                        if (shares.span != 0) doors::add_row(to, span.row(row), static_cast<T>(g * shares.span), width);
+                    }
+                    if (of_window != 0) doors::add_row(to, window.row(i), static_cast<T>(of_window), width);
                 }
-            }
+            });
         }
 }
 
@@ -219,6 +251,7 @@ void span_attention_backward(const view<Q, 4>& q_rows, const view<K, 4>& k_rows,
             const index first = found.first[static_cast<std::size_t>(b)], g_head = h / (found.heads / k.extent(1)), keys = head.k.extent(2);
             auto window = head.attend_window(policies...);
             doors::rows_with_lse<T> d_window(head.rows, width, 0), span(head.rows, width, 0), d_span(head.rows, width, 0);
+            std::fill_n(d_window.row(0), head.rows * width, T{0});
             std::vector<T> dq(static_cast<std::size_t>(head.rows * depth)), dk(static_cast<std::size_t>(keys * depth)),
                 dv(static_cast<std::size_t>(keys * width));
             const auto add_gradients = [&](doors::rows_with_lse<T>& seen, doors::rows_with_lse<T>& d_seen, const auto&... masks) {
@@ -232,7 +265,7 @@ void span_attention_backward(const view<Q, 4>& q_rows, const view<K, 4>& k_rows,
                 for (index j = 0; j < keys; ++j) doors::add_row(&d_v(b, g_head, first + j, 0), dv.data() + j * width, T{1}, width);
             };
             for (index n = 0; n < found.slots; ++n) {
-                const row_spans rows = head.slot(n);
+                const row_spans rows = head.slots(n, n + 1);
                 attention(head.q, head.k, head.v, span.views(), in_span{&rows}, policies...);
                 for (index i = 0; i < head.rows; ++i) {
                     const T* gradient = &d_out(b, h, head.first_row + i, 0);

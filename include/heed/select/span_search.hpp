@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -107,49 +108,65 @@ struct spans {
     }
 };
 
-// The best anchors so far of some neighbouring queries.
-template <class T>
-class best_anchors {
+// The best stripes so far of some neighbouring queries, which lie in lanes: slot by slot, a row of scores and one of numbers.
+template <class P>
+class best_stripes {
 public:
-    best_anchors(index queries, index slots)
-        : slots_(static_cast<std::size_t>(slots)),
-          scores_(static_cast<std::size_t>(queries) * slots_),
-          anchors_(scores_.size()),
-          counts_(static_cast<std::size_t>(queries)),
-          worst_(counts_.size() + static_cast<std::size_t>(pack<T>::lanes), -std::numeric_limits<T>::infinity()) {}
+    using T = typename P::value_type;
+    using number = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;  // whose bits are kept in a T
+
+    best_stripes(index queries, index slots)
+        : slots_(slots),
+          pitch_((queries + P::lanes - 1) / P::lanes * P::lanes),
+          scores_(at(slots_ * pitch_), lowest),
+          numbers_(at(slots_ * pitch_)) {}
     // What a score must not be below to enter.
-    const T* worst() const { return worst_.data(); }
-    // Anchors come from near to far.
-    void offer(index query, T score, index anchor) {
-        const auto i = static_cast<std::size_t>(query);
-        T* scores = scores_.data() + i * slots_;
-        std::int32_t* anchors = anchors_.data() + i * slots_;
-        const bool no_number = score != score;
-        if (score == -std::numeric_limits<T>::infinity()) return;
-        std::size_t& count = counts_[i];
-        std::size_t at = count;
-        while (at > 0 && (no_number || score >= scores[at - 1])) --at;
-        if (at == slots_) return;
-        count = std::min(count + 1, slots_);
-        for (std::size_t n = count - 1; n > at; --n) {
-            scores[n] = scores[n - 1];
-            anchors[n] = anchors[n - 1];
+    T worst(index query) const { return scores_[at((slots_ - 1) * pitch_ + query)]; }
+    // Stripes come from near to far. Lane i is query first + i, a multiple of the lanes.
+    HEED_INLINE void offer(index first, P score, index stripe) {
+        T* scores = scores_.data() + first + (slots_ - 1) * pitch_;
+        T* numbers = numbers_.data() + first + (slots_ - 1) * pitch_;
+        P held = P::load(scores);
+        const auto enters = (!(score < held)) & (!(score == P(lowest)));
+        if (!any(enters)) return;
+        const auto no_number = score != score;
+        const P n(std::bit_cast<T>(static_cast<number>(stripe)));
+        const auto above = [&](const P& other) { return enters & (no_number | (score >= other)); };
+        auto here = above(held);
+        for (index slot = slots_ - 1; slot > 0; --slot, scores -= pitch_, numbers -= pitch_) {
+            const P better = P::load(scores - pitch_);
+            const auto passes = above(better);
+            select(passes, better, select(here, score, held)).store(scores);
+            select(passes, P::load(numbers - pitch_), select(here, n, P::load(numbers))).store(numbers);
+            here = passes;
+            held = better;
         }
-        scores[at] = score;
-        anchors[at] = static_cast<std::int32_t>(anchor);
-        const T last = scores[slots_ - 1];
-        if (count == slots_) worst_[i] = last == last ? last : std::numeric_limits<T>::infinity();
+        select(here, score, held).store(scores);
+        select(here, n, P::load(numbers)).store(numbers);
     }
-    std::size_t count(index query) const { return counts_[static_cast<std::size_t>(query)]; }
-    T score(index query, std::size_t n) const { return scores_[static_cast<std::size_t>(query) * slots_ + n]; }
-    std::int32_t anchor(index query, std::size_t n) const { return anchors_[static_cast<std::size_t>(query) * slots_ + n]; }
+    void offer_one(index query, T score, index stripe) {
+        if (score == lowest) return;
+        index slot = slots_;
+        for (; slot > 0; --slot) {
+            const std::size_t r = at((slot - 1) * pitch_ + query);
+            if (score == score && !(score >= scores_[r])) break;
+            if (slot == slots_) continue;
+            scores_[r + at(pitch_)] = scores_[r];
+            numbers_[r + at(pitch_)] = numbers_[r];
+        }
+        if (slot == slots_) return;
+        scores_[at(slot * pitch_ + query)] = score;
+        numbers_[at(slot * pitch_ + query)] = std::bit_cast<T>(static_cast<number>(stripe));
+    }
+    T score(index query, index slot) const { return scores_[at(slot * pitch_ + query)]; }
+    bool used(index query, index slot) const { return score(query, slot) != lowest; }
+    index stripe(index query, index slot) const { return std::bit_cast<number>(numbers_[at(slot * pitch_ + query)]); }
 
 private:
-    std::size_t slots_;
-    std::vector<T> scores_;
-    std::vector<std::int32_t> anchors_;
-    std::vector<std::size_t> counts_;
-    std::vector<T> worst_;
+    static constexpr T lowest = -std::numeric_limits<T>::infinity();
+    static constexpr std::size_t at(index i) { return static_cast<std::size_t>(i); }
+    index slots_, pitch_;
+    std::vector<T> scores_, numbers_;
 };
 
 // The search of one call, in tasks of up to `block` queries of one head. Writes each slot of `found` once.
@@ -182,24 +199,16 @@ public:
             for (; d + P::lanes <= depth; d += P::lanes) load_as<P>(from + d).store(to + d);
             for (; d < depth; ++d) to[d] = static_cast<T>(from[d]);
         }
-        best_anchors<T> best(count, found_.slots);
+        best_stripes<P> best(count, found_.slots);
         using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
-        // Scores of lanes [from, to) that may enter: lane l is query `query(l)` with the anchor n(stripe(l)).
-        const auto enter = [&](const P* sums, auto&& query, auto&& stripe, index from, index to, P worst) {
-            const P scores = lane_sums(sums, lanes_of_sums{});
-            if (!any(!(scores < worst))) return;
-            T offered[static_cast<std::size_t>(P::lanes)];
-            scores.store(offered);
-            for (index l = from; l < to; ++l)
-                if (!(offered[l] < best.worst()[query(l)])) best.offer(query(l), offered[l], seen + query(l) - stripe(l) + 1);
-        };
-        const auto offer = [&](auto&& query, auto&& stripe, index from, index to, P worst) {
+        // Scores of lanes, lane l being query `query(l)` with stripe `stripe(l)`.
+        const auto scores_of = [&](auto&& query, auto&& stripe) {
             P sums[static_cast<std::size_t>(P::lanes)];
             for (int l = 0; l < P::lanes; ++l) {
-                const index key = std::clamp<index>(seen + query(l) - stripe(l) + 1, 0, length - 1);
+                const index key = std::clamp<index>(seen + query(l) - stripes_[stripe(l)] + 1, 0, length - 1);
                 sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
             }
-            enter(sums, query, stripe, from, to, worst);
+            return lane_sums(sums, lanes_of_sums{});
         };
         // Queries in lanes, some stripes at a time so that queries stay in the first cache; few queries have stripes in lanes.
         const std::size_t all =
@@ -215,16 +224,16 @@ public:
                             products_with(near, l * k_.stride(2), depth, queries + (i + l) * pitch,
                                           [&](std::size_t j, P x) { sums[j][l] = x; });
                         for (std::size_t j = 0; j < together; ++j)
-                            enter(
-                                sums[j], [&](index l) { return i + l; }, [&](index) { return stripes_[s + j]; }, 0, P::lanes,
-                                P::load(best.worst() + i));
+                            best.offer(i, lane_sums(sums[j], lanes_of_sums{}), static_cast<index>(s + j));
                         continue;
                     }
                     for (std::size_t j = s; j < std::min(s + together, all); ++j) {
-                        const index n = stripes_[j], from = std::max<index>(0, n - 1 - seen - i);  // first query with this anchor
+                        const index from = std::max<index>(0, stripes_[j] - 1 - seen - i);  // first query with this anchor
                         if (from >= P::lanes) break;
-                        offer([&](index l) { return i + l; }, [&](index) { return n; }, from, std::min<index>(P::lanes, count - i),
-                              P::load(best.worst() + i));
+                        const P scores = scores_of([&](index l) { return i + l; }, [&](index) { return j; });
+                        const std::uint64_t first_lanes = (std::uint64_t{1} << from) - 1;
+                        best.offer(i, select(P::mask_from_bits(first_lanes), P(-std::numeric_limits<T>::infinity()), scores),
+                                   static_cast<index>(j));
                     }
                 }
         else
@@ -234,14 +243,21 @@ public:
                     while (to < P::lanes && s + static_cast<std::size_t>(to) < all &&
                            stripes_[s + static_cast<std::size_t>(to)] <= seen + i + 1)
                         ++to;
-                    offer([&](index) { return i; }, [&](index l) { return stripes_[s + static_cast<std::size_t>(std::min(l, to - 1))]; }, 0,
-                          to, P(best.worst()[i]));
+                    const auto last = static_cast<std::size_t>(to - 1);
+                    const P found =
+                        scores_of([&](index) { return i; }, [&](int l) { return s + std::min(static_cast<std::size_t>(l), last); });
+                    if (!any(!(found < P(best.worst(i))))) continue;
+                    T scores[static_cast<std::size_t>(P::lanes)];
+                    found.store(scores);
+                    for (index l = 0; l < to; ++l)
+                        if (!(scores[l] < best.worst(i))) best.offer_one(i, scores[l], static_cast<index>(s) + l);
                 }
         for (index i = 0; i < count; ++i) {
             const index t = seen + i, end = found_.window > 0 ? t - found_.window : t;
             const index back = rule_.reach(rule_.backward, t + 1), forth = rule_.reach(rule_.forward, t + 1);
-            for (std::size_t n = 0, r = found_.row(b, h, begin + i); n < best.count(i); ++n, ++r) {
-                const index anchor = best.anchor(i, n);
+            std::size_t r = found_.row(b, h, begin + i);
+            for (index n = 0; n < found_.slots && best.used(i, n); ++n, ++r) {
+                const index anchor = t - stripes_[static_cast<std::size_t>(best.stripe(i, n))] + 1;
                 found_.anchor[r] = static_cast<std::int32_t>(first + anchor);
                 found_.start[r] = static_cast<std::int32_t>(first + std::max<index>(anchor - back, 0));
                 found_.end[r] = static_cast<std::int32_t>(first + std::min(anchor + forth, end));
