@@ -123,9 +123,11 @@ public:
         }
     }
 
-    // Makes Q^T and empties the state. The mask outlives the keys that follow.
-    HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch) {
+    // Makes Q^T and empties the state. The mask outlives the keys that follow. Careful: values that a query may not see need not be numbers.
+    HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch, bool careful = false) {
         const int count = count_;
+        careful_ = careful;
+        assumed_ = false;
         // The sources read a tile's rows through the pointers that keys use later.
         for_heads([&](int i, const head_part& h) {
             looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
@@ -203,11 +205,21 @@ public:
         }
         if (paired_) return pairs_.add_values(segments, n, count, vectors_, all(), overwrites, next_values);
         for (int i = 0; i < n; ++i) {
-            if (segments[i].masked && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
+            // A weight 0 removes a value that is a number; the product shows whether all were.
+            assumed_ = assumed_ || segments[i].masked;
+            if (segments[i].masked && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
                 values_one_by_one(segments[i]);
             else
                 for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
         }
+    }
+
+    // Whether the outputs are what they would be had it been careful.
+    bool sound() const {
+        if (!assumed_ || careful_) return true;
+        const index quarter = p_.width() * lanes / 4;
+        const T* const quarters[] = {out_, out_ + quarter, out_ + 2 * quarter, out_ + 3 * quarter};
+        return all_finite<P>(quarters, 0, 4, quarter);
     }
 
     // Joins another part of the keys of the same queries.
@@ -570,6 +582,7 @@ private:
     bool in_rows_ = false;  // outputs are rows
     bool alike_ = true;     // score modifications make no difference between the heads
     bool fresh_ = false;    // O holds nothing yet
+    bool careful_ = false, assumed_ = false;
     index least_head_ = 0, most_head_ = 0;
     index to_row_ = 0;  // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];

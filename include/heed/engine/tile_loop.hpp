@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -341,31 +342,35 @@ private:
             key_steps += strips[i]->key_steps();
             value_steps += strips[i]->value_steps();
         }
-        auto visit = visit_keys(mask, at, tile.queries);
-        constexpr int most = static_cast<int>(tile_keys);
-        int next = visit(tile.next_keys, most);
-        // The first rows come while the queries are transposed.
-        row_prefetch first_keys, first_values;
-        if (prefetches_ && !at.shared && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
-        first_keys.step();
-        first_values.step();
-        for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
+        const auto from_first = visit_keys(mask, at, tile.queries);
+        for (bool again = false, sound = false; !sound; again = true) {
+            auto visit = from_first;
+            int next = visit(tile.next_keys, tile_keys);
+            // The first rows come while the queries are transposed.
+            row_prefetch first_keys, first_values;
+            if (prefetches_ && !at.shared && !again && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
+            first_keys.step();
+            first_values.step();
+            for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number, again);
 
-        for (bool known = false; next > 0;) {
-            const int count = next;
-            std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
-            if (!at.shared) fetch(at, count, tile, known);
-            next = visit(tile.next_keys, most);
-            row_prefetch next_keys, next_values;
-            *tile.next_count = prefetches_ ? next : -1;
-            known = prefetches_ && next > 0;
-            if (at.shared)
-                known = false;
-            else if (known)
-                ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
-            else if (prefetches_ && task > 0)
-                ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
-            for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
+            for (bool known = false; next > 0;) {
+                const int count = next;
+                std::memcpy(tile.keys, tile.next_keys, sizeof(index) * tile_keys);
+                if (!at.shared) fetch(at, count, tile, known);
+                next = visit(tile.next_keys, tile_keys);
+                row_prefetch next_keys, next_values;
+                *tile.next_count = prefetches_ ? next : -1;
+                known = prefetches_ && next > 0;
+                if (at.shared)
+                    known = false;
+                else if (known)
+                    ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
+                else if (prefetches_ && task > 0 && !again)
+                    ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
+                for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
+            }
+            sound = true;
+            for (index i = 0; i < at.count; ++i) sound = sound && strips[i]->sound();
         }
         if (w.parts > 1) return;
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows);
