@@ -149,6 +149,8 @@ struct neighborhood {
             return {*this, queries, count, begin, end};
         }
         seen_by_strip look(index, index, const index* queries, int count) const { return {*this, queries, count}; }
+        // Extra tokens do not move with the windows.
+        index pattern_of(const neighborhood_order<N>& order, index block) const { return keys_ > tokens_ ? -1 : order.pattern_of(block); }
 
     private:
         using point = per_axis;
