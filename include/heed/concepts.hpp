@@ -70,6 +70,8 @@ enum class coverage { empty, partial, full };
 //   auto look(b, h, queries, n)                 at most 64 queries, kept over many tiles: bits(keys, count, rows) as `bits` above
 //   bool alike(first, last)                     optional: query heads first ... last have the same visits; then small blocks are taken
 //                                               for all heads of a group at once
+//   index pattern_of(order, block)              optional: blocks of one number, unless it is below 0, have as many queries and see as many
+//                                               keys, whatever the head; all are moved by the distance between the first queries
 // Laws, for every tile: empty => none allowed, full => all allowed, every allowed key is in a run, runs ascend, bits equal allows.
 // Smallest model: struct all { using axis = axes::mask; bool allows(index, index, index, index) const { return true; } };
 template <class M>

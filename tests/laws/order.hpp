@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -70,6 +71,44 @@ verdict check_look(const M& mask, heed::index b, heed::index h, const std::vecto
     return {};
 }
 
+// Blocks of one pattern see the same, moved by one distance.
+template <class M, class Order>
+verdict check_patterns(const M& mask, const Order& order, const heed::extents& e) {
+    struct seen {
+        heed::index block;
+        std::vector<heed::index> queries, keys;
+    };
+    std::map<heed::index, seen> first;
+    for (heed::index i = 0; i < order.blocks(); ++i) {
+        const heed::index number = mask.pattern_of(order, i);
+        if (number < 0) continue;
+        seen here{i, std::vector<heed::index>(static_cast<std::size_t>(order.most())),
+                  std::vector<heed::index>(static_cast<std::size_t>(e.keys))};
+        const int n = order.block(i, here.queries.data());
+        if (n == 0) continue;
+        here.queries.resize(static_cast<std::size_t>(n));
+        for (heed::index& q : here.queries) q += e.offset();
+        const int keys = mask.visit(0, 0, here.queries.data(), n, 0, e.keys)(here.keys.data(), static_cast<int>(e.keys));
+        here.keys.resize(static_cast<std::size_t>(keys));
+        const auto [at, fresh] = first.try_emplace(number, here);
+        const seen& there = at->second;
+        if (there.queries.size() != here.queries.size() || there.keys.size() != here.keys.size())
+            return broken("blocks ", there.block, " and ", i, " of pattern ", number, " have other numbers of queries or keys");
+        const heed::index by = here.queries[0] - there.queries[0];
+        for (std::size_t q = 0; q < here.queries.size(); ++q) {
+            if (here.queries[q] - there.queries[q] != by) return broken("query ", q, " of block ", i, " is not moved as the first one");
+            for (std::size_t k = 0; k < here.keys.size(); ++k) {
+                if (here.keys[k] - there.keys[k] != by) return broken("key ", k, " of block ", i, " is not moved as the first query");
+                for (heed::index b = 0; b < e.batch; ++b)
+                    for (heed::index h = 0; h < e.heads; ++h)
+                        if (mask.allows(b, h, here.queries[q], here.keys[k]) != mask.allows(0, 0, there.queries[q], there.keys[k]))
+                            return broken("blocks ", there.block, " and ", i, " of pattern ", number, " differ at query ", q, ", key ", k);
+            }
+        }
+    }
+    return {};
+}
+
 template <class M>
 verdict check_order(const M& policy, const heed::extents& e, const heed::tiling& t) {
     heed::ask::check(policy, "check_order", e);
@@ -103,6 +142,8 @@ verdict check_order(const M& policy, const heed::extents& e, const heed::tiling&
     }
     for (std::size_t row = 0; row < found.size(); ++row)
         if (found[row] != 1) return broken("row ", row, " is in ", found[row], " blocks");
+    if constexpr (requires { mask.pattern_of(order, 0); })
+        if (verdict v = check_patterns(mask, order, e); !v) return v;
     for (int trial = 0; trial < 5 && e.queries > 0; ++trial) {
         std::vector<heed::index> drawn(static_cast<std::size_t>(1 + below(64)));
         for (heed::index& q : drawn) q = e.offset() + below(e.queries);

@@ -138,6 +138,8 @@ struct arrangement {
     // Queries of several heads may be taken together.
     static constexpr bool joins_heads = !ordered || requires(const bound_mask& m, index h) { m.alike(h, h); };
     static constexpr bool neighbours = !ordered && !Gapped;
+    // Blocks may repeat what others see.
+    static constexpr bool repeats = !Gapped && requires(const Mask& m, const bound_mask& b) { b.pattern_of(m.order(tiling{}), 0); };
 
     static auto order([[maybe_unused]] const Mask& mask, [[maybe_unused]] index queries, [[maybe_unused]] const tiling& t) {
         if constexpr (ordered)

@@ -8,6 +8,7 @@
 #include <heed/engine/bfloat16_products.hpp>
 #include <heed/engine/few_products.hpp>
 #include <heed/engine/pairs.hpp>
+#include <heed/engine/patterns.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/segment.hpp>
 #include <heed/engine/strip_memory.hpp>
@@ -33,6 +34,7 @@ public:
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
     using tile_type = tile_memory<Problem>;
+    using seen_type = seen_tile<lanes>;
     using few_type = few_products<Problem>;
     static constexpr bool wide_keys = tile_type::wide_keys, wide_values = tile_type::wide_values;
     static constexpr bool scaled_keys = tile_type::scaled_keys, scaled_values = tile_type::scaled_values;
@@ -123,12 +125,15 @@ public:
         }
     }
 
-    // Makes Q^T and empties the state. The mask outlives the keys that follow.
-    HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch) {
+    // Makes Q^T and empties the state. The mask outlives the keys that follow, unless it is known what the queries see. Careful: values
+    // that a query may not see need not be numbers.
+    HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch, bool known, bool careful) {
         const int count = count_;
+        careful_ = careful;
+        assumed_ = false;
         // The sources read a tile's rows through the pointers that keys use later.
         for_heads([&](int i, const head_part& h) {
-            looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
+            if (!known) looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
             arranged::runs(positions_ + h.lane, h.count, [&](int j, int n) {
                 const int lane = h.lane + j;
                 if constexpr (has_pairs)
@@ -160,16 +165,16 @@ public:
             if (count < lanes) std::fill(t_.staged, t_.staged + (staged_mods + (weighted ? 1 : 0)) * tile_keys * lanes, T{0});
     }
 
-    // Takes in `count` keys, whose positions and rows are in the tile memory.
+    // Takes in `count` keys, whose positions and rows are in the tile memory. What the queries see of them is in `kept` if it is known, or
+    // is left there.
     template <class Mods, class Weight>
     HEED_NOINLINE void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, row_prefetch& next_keys,
-                              row_prefetch& next_values) {
+                              row_prefetch& next_values, seen_type* kept, bool known) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
-        const coverage seen = classify(count);
-        if (seen == coverage::empty) return;
         segment_list segments;
-        const int n = cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
+        const int n = known ? recall(*kept, segments) : cut_tile(count, segments);
+        if (arranged::repeats && kept != nullptr && !known) keep(*kept, segments, n);
         if (n == 0) return;
         if constexpr (single)
             if (few_ && !rows_.shared() && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
@@ -203,11 +208,21 @@ public:
         }
         if (paired_) return pairs_.add_values(segments, n, count, vectors_, all(), overwrites, next_values);
         for (int i = 0; i < n; ++i) {
-            if (segments[i].masked && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
+            // A weight 0 removes a value that is a number; the product shows whether all were.
+            assumed_ = assumed_ || segments[i].masked;
+            if (segments[i].masked && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
                 values_one_by_one(segments[i]);
             else
                 for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
         }
+    }
+
+    // Whether the outputs are what they would be had it been careful.
+    bool sound() const {
+        if (!assumed_ || careful_) return true;
+        const index quarter = p_.width() * lanes / 4;
+        const T* const quarters[] = {out_, out_ + quarter, out_ + 2 * quarter, out_ + 3 * quarter};
+        return all_finite<P>(quarters, 0, 4, quarter);
     }
 
     // Joins another part of the keys of the same queries.
@@ -286,6 +301,27 @@ private:
         for (int i = 0; i < parts_; ++i) f(i, heads_[i]);
     }
     pair_lists tile_of(const head_part& h, int count) const { return {positions_ + h.lane, t_.keys, h.count, count}; }
+    int cut_tile(int count, segment_list& segments) {
+        const coverage seen = classify(count);
+        if (seen == coverage::empty) return 0;
+        return cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
+    }
+    void keep(seen_type& to, const segment_list& segments, int n) const {
+        to.segments = n;
+        std::copy(segments, segments + n, to.list);
+        if (std::any_of(segments, segments + n, [](const tile_segment& s) { return s.masked; }))
+            for (int i = 0; i < tile_keys; ++i) to.bits[i] = static_cast<std::remove_reference_t<decltype(to.bits[i])>>(t_.bits[i]);
+    }
+    int recall(const seen_type& from, segment_list& segments) const {
+        bool masked = false;
+        for (int i = 0; i < from.segments; ++i) {
+            segments[i] = from.list[i];
+            masked = masked || segments[i].masked;
+        }
+        if (masked)
+            for (int i = 0; i < tile_keys; ++i) t_.bits[i] = from.bits[i];
+        return from.segments;
+    }
     coverage classify(int count) {
         coverage all = arranged::classify(*looks_[0], t_.keys, count);
         for (int i = 1; i < parts_ && all != coverage::partial; ++i)
@@ -570,6 +606,7 @@ private:
     bool in_rows_ = false;  // outputs are rows
     bool alike_ = true;     // score modifications make no difference between the heads
     bool fresh_ = false;    // O holds nothing yet
+    bool careful_ = false, assumed_ = false;
     index least_head_ = 0, most_head_ = 0;
     index to_row_ = 0;  // a position plus this is a row of the tensors
     int part_of_vector_[shape::step];

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -75,7 +76,8 @@ public:
         arena strip;
         strip_type::take_strip(strip, p_);
         strip_type::take_result(strip, p_, true, lanes);
-        tile_bytes_ = page_multiple(worker.used());
+        arrays_bytes_ = page_multiple(worker.used());
+        tile_bytes_ = arrays_bytes_ + (arranged::repeats ? page_multiple(sizeof(typename patterns_type::memory)) : 0);
         strip_bytes_ = page_multiple(strip.used());
         list_bytes_ = page_multiple(static_cast<std::size_t>(p_.sequences.count(p_.whole)) * sizeof(share));
     }
@@ -105,7 +107,10 @@ public:
         list_ = reinterpret_cast<share*>(memory);
         tiles_ = memory + list_bytes_;
         strips_ = tiles_ + tile_bytes_ * static_cast<std::size_t>(executor.workers());
-        for (index w = 0; w < executor.workers(); ++w) *tile_of(w).awaited = -1;
+        for (index w = 0; w < executor.workers(); ++w) {
+            *tile_of(w).awaited = -1;
+            if constexpr (arranged::repeats) patterns_type::begin(patterns_of(w));
+        }
         index first_task = 0, first_unit = 0;
         std::byte* kept = strips_ + strip_bytes_ * static_cast<std::size_t>(most_block_ * executor.workers());
         for_sequences([&](index number, const sequence& s) {
@@ -142,6 +147,7 @@ private:
         std::byte* kept;
         index units() const { return blocks * heads; }
     };
+    using patterns_type = patterns<lanes>;
     using strip_array = made_later<strip_type>[static_cast<std::size_t>(most_strips)];
 
     static constexpr std::size_t page_multiple(std::size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
@@ -300,6 +306,16 @@ private:
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
         return strip_type::take_tile(a, p_);
     }
+    typename patterns_type::memory* patterns_of(index worker) const {
+        return reinterpret_cast<typename patterns_type::memory*>(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker) + arrays_bytes_);
+    }
+    // Of blocks that have the same patterns, if they may have one; -1: none.
+    index pattern_of([[maybe_unused]] const typename arranged::bound_mask& mask, [[maybe_unused]] const share& w,
+                     [[maybe_unused]] index block) const {
+        if constexpr (arranged::repeats)
+            if (!joined_ && w.parts == 1) return mask.pattern_of(*order_, block);
+        return -1;
+    }
     bool is_few(const place& at) const { return at.shared || (at.count == 1 && strip_type::is_few(p_, at.queries)); }
     // Strips of a worker; with several parts of the keys their results are kept.
     void open(strip_array& strips, const share& w, const place& at, index unit, index worker, const tile_memory<Problem>& tile) const {
@@ -315,14 +331,29 @@ private:
                              at.count == 1, at.shared);
         }
     }
-    auto visit_keys(const typename arranged::bound_mask& mask, const place& at, index* queries) const {
+    // Rows of the block, of which several heads have the same, become positions.
+    static void to_positions(const place& at, index* queries) {
+        if (!arranged::ordered && (at.together > 1 || at.shared)) return;
+        for (index i = 0; i < at.queries / at.together; ++i) queries[i] += at.shape.offset();
+    }
+    auto visit_keys(const typename arranged::bound_mask& mask, const place& at, const index* queries) const {
         if constexpr (!arranged::ordered)
             if (at.together > 1 || at.shared)
                 return run_cursor(mask, at.number, at.shared ? 0 : at.head, at.shared ? p_.whole.heads : at.together, at.shape.offset(),
                                   at.shape.keys, at.begin, at.end);
-        const int rows = static_cast<int>(at.queries / at.together);
-        for (int i = 0; i < rows; ++i) queries[i] += at.shape.offset();
-        return arranged::visit(mask, at.number, at.head, queries, rows, at.begin, at.end);
+        return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.queries / at.together), at.begin, at.end);
+    }
+
+    // Writes the next keys of a block: those of a known pattern, or the ones that the mask's cursor finds.
+    auto visit_tiles(const patterns_type& kept, int same, index origin, const typename arranged::bound_mask& mask, const place& at,
+                     const index* queries) const {
+        using cursor = decltype(visit_keys(mask, at, queries));
+        std::optional<cursor> found;
+        if (same < 0) found.emplace(visit_keys(mask, at, queries));
+        return [&kept, same, origin, found, number = 0](index* keys) mutable {
+            if (same < 0) return (*found)(keys, static_cast<int>(tile_keys));
+            return number < kept.tiles(same) ? kept.at(same, number++)->get(keys, origin) : 0;
+        };
     }
 
     void work(index task, index worker) const {
@@ -341,31 +372,46 @@ private:
             key_steps += strips[i]->key_steps();
             value_steps += strips[i]->value_steps();
         }
-        auto visit = visit_keys(mask, at, tile.queries);
-        constexpr int most = static_cast<int>(tile_keys);
-        int next = visit(tile.next_keys, most);
-        // The first rows come while the queries are transposed.
-        row_prefetch first_keys, first_values;
-        if (prefetches_ && !at.shared && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
-        first_keys.step();
-        first_values.step();
-        for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number);
+        to_positions(at, tile.queries);
+        patterns_type kept(arranged::repeats ? patterns_of(worker) : nullptr, most_block_);
+        const index pattern = pattern_of(mask, w, at.block), origin = tile.queries[0];
+        for (bool again = false, sound = false; !sound; again = true) {
+            const int same = again ? -1 : kept.find(pattern);
+            bool keeps = same < 0 && !again && kept.open(pattern);
+            int number = 0;
+            auto visit = visit_tiles(kept, same, origin, mask, at, tile.queries);
+            int next = visit(tile.next_keys);
+            // The first rows come while the queries are transposed.
+            row_prefetch first_keys, first_values;
+            if (prefetches_ && !at.shared && !again && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
+            first_keys.step();
+            first_values.step();
+            for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number, same >= 0, again);
 
-        for (bool known = false; next > 0;) {
-            const int count = next;
-            std::copy(tile.next_keys, tile.next_keys + count, tile.keys);
-            if (!at.shared) fetch(at, count, tile, known);
-            next = visit(tile.next_keys, most);
-            row_prefetch next_keys, next_values;
-            *tile.next_count = prefetches_ ? next : -1;
-            known = prefetches_ && next > 0;
-            if (at.shared)
-                known = false;
-            else if (known)
-                ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
-            else if (prefetches_ && task > 0)
-                ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, next_keys, next_values);
-            for (index i = 0; i < at.count; ++i) strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values);
+            for (bool known = false; next > 0;) {
+                const int count = next;
+                std::memcpy(tile.keys, tile.next_keys, sizeof(index) * tile_keys);
+                if (!at.shared) fetch(at, count, tile, known);
+                typename patterns_type::tile* pattern_tile = same >= 0 ? kept.at(same, number++) : keeps ? kept.next() : nullptr;
+                keeps = keeps && pattern_tile != nullptr;
+                if (keeps) pattern_tile->put(tile.keys, count, origin);
+                next = visit(tile.next_keys);
+                row_prefetch next_keys, next_values;
+                *tile.next_count = prefetches_ ? next : -1;
+                known = prefetches_ && next > 0;
+                if (at.shared)
+                    known = false;
+                else if (known)
+                    ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
+                else if (prefetches_ && task > 0 && !again)
+                    ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, kept, next_keys, next_values);
+                for (index i = 0; i < at.count; ++i)
+                    strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values,
+                                      pattern_tile != nullptr ? pattern_tile->strips() + i : nullptr, same >= 0);
+            }
+            if (keeps) kept.close(pattern);
+            sound = true;
+            for (index i = 0; i < at.count; ++i) sound = sound && strips[i]->sound();
         }
         if (w.parts > 1) return;
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows);
@@ -399,7 +445,7 @@ private:
 
     // Rows of the task that is likely to be next on this thread, and of its first tile.
     void ahead_of_task(const place& now, const typename arranged::bound_mask& mask, index task, index key_steps, index value_steps,
-                       const tile_memory<Problem>& tile, row_prefetch& keys, row_prefetch& values) const {
+                       const tile_memory<Problem>& tile, const patterns_type& kept, row_prefetch& keys, row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0 || at.shared) return;
@@ -412,8 +458,11 @@ private:
         }
         int count = 0;
         // The mask at hand is that of sequences of one shape.
-        if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys)
-            count = visit_keys(mask, at, tile.next_queries)(tile.next_keys, tile_keys);
+        if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys) {
+            to_positions(at, tile.next_queries);
+            const int same = kept.find(pattern_of(mask, share_of(task), at.block));
+            count = visit_tiles(kept, same, tile.next_queries[0], mask, at, tile.next_queries)(tile.next_keys);
+        }
         ahead(at, count, key_steps, value_steps, tile, keys, values);
         if (lying) keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
@@ -496,7 +545,7 @@ private:
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
     bool prefetches_ = false, few_ = true,
          joined_ = false;  // few: every sequence has features in lanes; joined: heads of a group are taken together
-    std::size_t list_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
+    std::size_t list_bytes_ = 0, arrays_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
     share* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;
 };

@@ -149,6 +149,8 @@ struct neighborhood {
             return {*this, queries, count, begin, end};
         }
         seen_by_strip look(index, index, const index* queries, int count) const { return {*this, queries, count}; }
+        // Extra tokens do not move with the windows.
+        index pattern_of(const neighborhood_order<N>& order, index block) const { return keys_ > tokens_ ? -1 : order.pattern_of(block); }
 
     private:
         using point = per_axis;
@@ -213,14 +215,17 @@ struct neighborhood {
         }
         int operator()(index* keys, int most) {
             int n = 0;
-            for (; inside_ && n < most; at_.back() += step_.back()) {
+            const index step = step_.back();
+            while (inside_ && n < most) {
                 if (at_.back() > box_.last.back()) {
                     inside_ = enter();
                     if (!inside_) break;
                     row_ = n_.grid_.token_of(at_) - at_.back();
                 }
-                if (row_ + at_.back() >= end_) return n;
-                keys[n++] = row_ + at_.back();
+                index x = row_ + at_.back();
+                for (const index stop = std::min(row_ + box_.last.back() + 1, end_); x < stop && n < most; x += step) keys[n++] = x;
+                at_.back() = x - row_;
+                if (x >= end_) return n;
             }
             for (; !inside_ && n < most && extra_ < end_; ++extra_) keys[n++] = extra_;
             return n;
@@ -290,7 +295,7 @@ struct neighborhood {
                 for (std::size_t a = 0; a < last; ++a) {
                     std::uint64_t some = 0;
                     for (const entry& e : windows_[a])
-                        if (e.seen.first <= key[a] && key[a] <= e.seen.last && (key[a] - e.seen.first) % n_.axes_[a].dilation == 0)
+                        if (e.seen.first <= key[a] && key[a] <= e.seen.last && n_.axes_[a].is_step(key[a] - e.seen.first))
                             some |= e.queries;
                     outer &= some;
                 }

@@ -37,8 +37,10 @@ struct neighborhood_axis {
     }
     constexpr bool sees(index i, index j) const {
         const window w = of(i);
-        return w.first <= j && j <= w.last && (j - w.first) % dilation == 0;
+        return w.first <= j && j <= w.last && is_step(j - w.first);
     }
+    // Whether coordinates so far apart are of one group.
+    constexpr bool is_step(index distance) const { return dilation == 1 || distance % dilation == 0; }
     constexpr index count(index i) const {
         const window w = of(i);
         return (w.last - w.first) / dilation + 1;

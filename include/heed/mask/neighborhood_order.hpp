@@ -29,6 +29,7 @@ public:
             patches_[a] = (members(a) + patch_[a] - 1) / patch_[a];
             blocks_ *= patches_[a] * axes_[a].dilation;
         }
+        for (std::size_t a = 0; a < axes_.size(); ++a) find_classes(a);
     }
 
     // Tokens of a patch along each axis, members of one dilation group.
@@ -71,7 +72,54 @@ public:
         return n;
     }
 
+    // The same number for patches whose windows lie the same way around them; -1 where an axis has more patches than are compared.
+    index pattern_of(index i) const {
+        per_axis slot{};
+        for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) slot[a] = i % patches_[a];
+        index number = 0;
+        for (std::size_t a = axes_.size(); a-- > 0; i /= axes_[a].dilation) {
+            if (patches_[a] * axes_[a].dilation > most_slots) return -1;
+            slot[a] += i % axes_[a].dilation * patches_[a];
+            number = number * most_slots + classes_[a][static_cast<std::size_t>(slot[a])];
+        }
+        return number;
+    }
+
 private:
+    static constexpr index most_slots = 64;  // patches of all dilation groups along an axis
+
+    // Patches along an axis by how the windows of their members lie; a class has the number of its first patch.
+    void find_classes(std::size_t a) {
+        const neighborhood_axis& axis = axes_[a];
+        const index slots = patches_[a] * axis.dilation;
+        if (slots > most_slots) return;
+        struct place {
+            index first, count;
+        };
+        const auto at = [&](index slot) {
+            const index group = slot / patches_[a], before = slot % patches_[a] * patch_[a];
+            const index left = (axis.length - group + axis.dilation - 1) / axis.dilation - before;
+            return place{group + axis.dilation * before, std::clamp<index>(left, 0, patch_[a])};
+        };
+        for (index slot = 0; slot < slots; ++slot) {
+            const place here = at(slot);
+            const auto alike = [&](index other) {
+                const place there = at(other);
+                const index by = there.first - here.first;
+                bool same = here.count == there.count;
+                for (index m = 0; m < here.count && same; ++m) {
+                    const index x = here.first + m * axis.dilation;
+                    const auto mine = axis.of(x), theirs = axis.of(x + by);
+                    same = mine.first + by == theirs.first && mine.last + by == theirs.last;
+                }
+                return same;
+            };
+            index c = 0;
+            while (c < slot && (classes_[a][static_cast<std::size_t>(c)] != c || !alike(c))) ++c;
+            classes_[a][static_cast<std::size_t>(slot)] = static_cast<unsigned char>(c);
+        }
+    }
+
     // In the time of one vector of queries by one key: a visit of a tile by a strip, a fetched key, a strip, a lone vector's slowness.
     static constexpr double tile_cost = 5, key_cost = 0.3, strip_cost = 40, lone_vector = 1.25;
     static constexpr index most_spans = 256;
@@ -149,6 +197,7 @@ private:
     tiling tiles_;
     per_axis patch_{}, patches_{};
     index blocks_ = 0;
+    unsigned char classes_[N][most_slots] = {};
     double spans_[N][most_spans] = {};
 };
 

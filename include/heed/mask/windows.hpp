@@ -94,6 +94,7 @@ struct windows {
             return {*this, queries, count, begin, end};
         }
         seen_by_strip look(index, index, const index* queries, int count) const { return {*this, queries, count}; }
+        index pattern_of(const windows_order<N>& order, index block) const { return order.pattern_of(block); }
 
     private:
         using point = per_axis;

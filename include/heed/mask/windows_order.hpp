@@ -56,6 +56,17 @@ public:
         } while (advance(cell, first, end));
         return n;
     }
+    // The same number for blocks of windows that are shaped alike. Windows are, but where the shift cuts them: at the ends of an axis.
+    index pattern_of(index i) const {
+        index number = i % parts_;
+        i /= parts_;
+        for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) {
+            const index at = i % patches_[a];
+            const index ends = patch_[a] == 1 && axes_[a].shift == 0 ? 0 : at == 0 ? 1 : at == patches_[a] - 1 ? 2 : 0;
+            number = number * 3 + ends;
+        }
+        return number;
+    }
 
 private:
     static bool advance(per_axis& cell, const per_axis& first, const per_axis& end) {
