@@ -12,12 +12,12 @@ auto with_nothing(const heed::channel_attention<T>& gate) {
     return heed::with_gradient(gate, typename heed::channel_attention<T>::gradients{});
 }
 template <class T, class Arch>
-std::string compare_drawn(random_source& r, heed::index most) {
+std::string compare_drawn(random_source& r, heed::index most, heed::index most_tokens = 9) {
     heed::channel_attention<T> gate{.groups = r.between(1, 3)};
     const heed::index width = r.between(1, most), channels = gate.groups * width;
     if (r.chance(30)) gate.scale = r.one_of<double>({0.1, -0.3, 1});
     if (r.chance(30)) gate.roles = {0, 1, 2};
-    strided<T, 3> x(r, {r.between(1, 2), r.between(1, 9), 3 * channels}, true);
+    strided<T, 3> x(r, {r.between(1, 2), r.between(1, most_tokens), 3 * channels}, true);
     x.fill([&] { return r.normal(); });
     return compare_gate<Arch>(r, x, with_nothing(gate), true);
 }
@@ -32,6 +32,10 @@ TEST_CASE("channel attention agrees with its definition") {
         x.fill([&] { return r.normal(); });
         return compare_gate<heed::arch::native>(r, x, with_nothing(gate), true);
     });
+}
+TEST_CASE("channel attention agrees with its definition over blocks of tokens and what is left of them") {
+    fuzz_gate(17, 6, [](random_source& r) { return compare_drawn<float, heed::arch::native>(r, 2, 40); });
+    fuzz_gate(18, 6, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r, 2, 40); });
 }
 TEST_CASE("channel attention agrees with its definition in vectors of three") {
     fuzz_gate(13, 100, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r, 5); });

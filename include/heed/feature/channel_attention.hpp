@@ -133,19 +133,37 @@ public:
         if (stage == 0)
             for (index g = 0; g < gate_.groups; ++g) std::fill_n(gram(memory, batch, g, part), grams() * shape_.size(), T{0});
         for (index n = part * part_tokens; n < end; n += shape_.tokens) {
-            const index count = std::min(shape_.tokens, end - n);
+            const index count = std::min(shape_.tokens, end - n), next = n + count;
+            block_ahead ahead(*this, stage, batch, next, std::min(shape_.tokens, end - next));
             for (index g = 0; g < gate_.groups; ++g) {
                 if (stage == 0)
-                    multiply(batch, g, part, n, count, memory);
+                    multiply(batch, g, part, n, count, ahead.rows, memory);
                 else
-                    mix(batch, g, n, count, memory);
+                    mix(batch, g, n, count, ahead.rows, memory);
             }
         }
     }
     static void finish(double*) {}
 
 private:
-    static constexpr index part_tokens = 16 * channel_shape<P>::tokens;
+    static constexpr index part_tokens = 64 * channel_shape<P>::tokens;
+    // The rows of the next block, token by token: all that a stage reads of them, all groups.
+    struct block_ahead {
+        const T* at[4 * channel_shape<P>::tokens];
+        rows_ahead<T> rows;
+        block_ahead(const channel_work& work, int stage, index batch, index n, index count) {
+            int found = 0;
+            const index width = work.gate_.groups * work.shape_.channels;
+            for (const index end = n + count; n < end; ++n) {
+                const auto third = [&](int role) { at[found++] = &work.x_(batch, n, work.column(role, 0)); };
+                const bool all = work.backward();
+                if (all || stage == 0) third(0), third(1);
+                if (all) at[found++] = &work.d_out_(batch, n, 0);
+                if (stage == 0 ? all : !all) third(2);
+            }
+            rows = {at, found, width};
+        }
+    };
     bool backward() const { return dx_.data != nullptr; }
     index parts() const { return (x_.extent(1) + part_tokens - 1) / part_tokens; }
     index grams() const { return backward() ? 2 : 1; }
@@ -167,21 +185,22 @@ private:
         return {&d_out_(batch, n, g * shape_.channels), d_out_.stride(1), count};
     }
 
-    void multiply(index batch, index g, index part, index n, index count, const work_memory<T>& memory) const {
+    void multiply(index batch, index g, index part, index n, index count, rows_ahead<T>& ahead, const work_memory<T>& memory) const {
         T* to = gram(memory, batch, g, part);
-        add_gram(shape_, tokens(0, batch, g, n, count), tokens(1, batch, g, n, count), memory.scratch, to);
-        if (backward()) add_gram(shape_, upstream(batch, g, n, count), tokens(2, batch, g, n, count), memory.scratch, to + shape_.size());
+        add_gram(shape_, tokens(0, batch, g, n, count), tokens(1, batch, g, n, count), ahead, memory.scratch, to);
+        if (backward())
+            add_gram(shape_, upstream(batch, g, n, count), tokens(2, batch, g, n, count), ahead, memory.scratch, to + shape_.size());
     }
-    void mix(index batch, index g, index n, index count, const work_memory<T>& memory) const {
+    void mix(index batch, index g, index n, index count, rows_ahead<T>& ahead, const work_memory<T>& memory) const {
         if (!backward()) {
-            mix_channels(shape_, tokens(2, batch, g, n, count), matrix(memory, batch, g, 0), &out_(batch, n, g * shape_.channels),
+            mix_channels(shape_, tokens(2, batch, g, n, count), matrix(memory, batch, g, 0), ahead, &out_(batch, n, g * shape_.channels),
                          out_.stride(1));
             return;
         }
         const auto into = [&](int role) { return &dx_(batch, n, column(role, g)); };
-        mix_channels(shape_, upstream(batch, g, n, count), matrix(memory, batch, g, 0), into(2), dx_.stride(1));
-        mix_channels(shape_, tokens(1, batch, g, n, count), matrix(memory, batch, g, 1), into(0), dx_.stride(1));
-        mix_channels(shape_, tokens(0, batch, g, n, count), matrix(memory, batch, g, 2), into(1), dx_.stride(1));
+        mix_channels(shape_, upstream(batch, g, n, count), matrix(memory, batch, g, 0), ahead, into(2), dx_.stride(1));
+        mix_channels(shape_, tokens(1, batch, g, n, count), matrix(memory, batch, g, 1), ahead, into(0), dx_.stride(1));
+        mix_channels(shape_, tokens(0, batch, g, n, count), matrix(memory, batch, g, 2), ahead, into(1), dx_.stride(1));
     }
 
     // The parts of a gram, added up in double.
