@@ -12,33 +12,33 @@ auto with_nothing(const heed::channel_attention<T>& gate) {
     return heed::with_gradient(gate, typename heed::channel_attention<T>::gradients{});
 }
 template <class T, class Arch>
-std::string compare_drawn(random_source& r, heed::index most, heed::index most_tokens = 9) {
+std::string compare_drawn(random_source& r, gate_records& records, heed::index most, heed::index wide, heed::index most_tokens = 7) {
     heed::channel_attention<T> gate{.groups = r.between(1, 3)};
-    const heed::index width = r.between(1, most), channels = gate.groups * width;
+    heed::index width = r.between(1, most);
+    if (r.chance(1)) gate.groups = 1, width = wide;
+    const heed::index channels = gate.groups * width;
     if (r.chance(30)) gate.scale = r.one_of<double>({0.1, -0.3, 1});
     if (r.chance(30)) gate.roles = {0, 1, 2};
     strided<T, 3> x(r, {r.between(1, 2), r.between(1, most_tokens), 3 * channels}, true);
     x.fill([&] { return r.normal(); });
-    return compare_gate<Arch>(r, x, with_nothing(gate), true);
+    return compare_gate<Arch>(r, records, x, with_nothing(gate), true);
 }
 
 }  // namespace
 
 TEST_CASE("channel attention agrees with its definition") {
-    fuzz_gate(11, 200, [](random_source& r) { return compare_drawn<float, heed::arch::native>(r, 5); });
-    fuzz_gate(12, 4, [](random_source& r) {
-        heed::channel_attention<float> gate{};
-        strided<float, 3> x(r, {1, 3, 96}, true);
-        x.fill([&] { return r.normal(); });
-        return compare_gate<heed::arch::native>(r, x, with_nothing(gate), true);
-    });
+    fuzz_gate("channel float", 11, 800,
+              [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records, 5, 32); });
 }
 TEST_CASE("channel attention agrees with its definition over blocks of tokens and what is left of them") {
-    fuzz_gate(17, 6, [](random_source& r) { return compare_drawn<float, heed::arch::native>(r, 2, 40); });
-    fuzz_gate(18, 6, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r, 2, 40); });
+    fuzz_gate("channel blocks float", 17, 6,
+              [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records, 2, 2, 80); });
+    fuzz_gate("channel blocks double", 18, 6,
+              [](random_source& r, gate_records& records) { return compare_drawn<double, heed::arch::emulated<3>>(r, records, 2, 2, 40); });
 }
 TEST_CASE("channel attention agrees with its definition in vectors of three") {
-    fuzz_gate(13, 100, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r, 5); });
+    fuzz_gate("channel double", 13, 250,
+              [](random_source& r, gate_records& records) { return compare_drawn<double, heed::arch::emulated<3>>(r, records, 5, 7); });
 }
 
 TEST_CASE("gradients of channel attention are differences") {

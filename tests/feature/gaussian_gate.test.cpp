@@ -21,11 +21,11 @@ struct drawn {
     }
 };
 template <class T, class Arch>
-std::string compare_drawn(random_source& r, heed::index wide, heed::index line) {
-    std::array<heed::index, 3> shape{r.between(1, 4), r.between(2, 12), r.between(1, 5)};
+std::string compare_drawn(random_source& r, gate_records& records, heed::index wide, heed::index line) {
+    std::array<heed::index, 3> shape{r.between(1, 3), r.between(2, 10), r.between(1, 4)};
     int along = static_cast<int>(r.between(0, 2));
-    if (r.chance(5)) shape = {1, r.between(2, 4), wide + r.between(0, 9)}, along = 1;
-    if (r.chance(5)) shape = {1, line + r.between(0, 40), r.between(1, 2)}, along = 1;
+    if (r.chance(3)) shape = {1, r.between(2, 4), wide + r.between(0, 9)}, along = 1;
+    if (r.chance(1)) shape = {1, line + r.between(0, 40), r.between(1, 2)}, along = 1;
     shape[static_cast<std::size_t>(along)] = std::max<heed::index>(2, shape[static_cast<std::size_t>(along)]);
     const heed::index length = shape[static_cast<std::size_t>(along)];
     const drawn<T> p(r, r.between(1, std::min<heed::index>(4, length / 2)), r.between(1, 4), r.one_of<double>({1, 1, 3, 0.2, 0.03}));
@@ -36,16 +36,18 @@ std::string compare_drawn(random_source& r, heed::index wide, heed::index line) 
     strided<T, 3> x(r, shape);
     const double mean = r.one_of<double>({0, 0, 3});
     x.fill([&] { return gate.padding && r.chance(20) ? static_cast<double>(static_cast<T>(0.7)) : mean + r.normal(); });
-    return compare_gate<Arch>(r, x, gate, false, gate.padding.value_or(0));
+    return compare_gate<Arch>(r, records, x, gate, false);
 }
 
 }  // namespace
 
 TEST_CASE("Gaussian gates agree with their definition") {
-    fuzz_gate(1, 350, [](random_source& r) { return compare_drawn<float, heed::arch::native>(r, 64, 256); });
+    fuzz_gate("Gaussian float", 1, 800,
+              [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records, 64, 256); });
 }
 TEST_CASE("Gaussian gates agree with their definition in vectors of three") {
-    fuzz_gate(2, 120, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r, 12, 48); });
+    fuzz_gate("Gaussian double", 2, 250,
+              [](random_source& r, gate_records& records) { return compare_drawn<double, heed::arch::emulated<3>>(r, records, 12, 48); });
 }
 
 TEST_CASE("gradients of Gaussian gates are differences") {

@@ -23,7 +23,7 @@ struct drawn {
     }
 };
 template <class T, class Arch>
-std::string compare_drawn(random_source& r) {
+std::string compare_drawn(random_source& r, gate_records& records) {
     const std::array<heed::index, 3> shape{r.between(1, 2), r.chance(5) ? 33 : r.between(1, 5), r.chance(10) ? 19 : r.between(1, 7)};
     const drawn<T> p(r, shape, r.between(1, 4), r.between(1, 3), r.one_of<heed::index>({1, 3, 5}));
     auto gate = p.gate();
@@ -32,14 +32,16 @@ std::string compare_drawn(random_source& r) {
     if (r.chance(20)) gate.into.expand = {};
     strided<T, 3> x(r, shape);
     x.fill([&] { return r.normal(); });
-    return compare_gate<Arch>(r, x, gate, false);
+    return compare_gate<Arch>(r, records, x, gate, false);
 }
 
 }  // namespace
 
 TEST_CASE("side gates agree with their definition") {
-    fuzz_gate(31, 200, [](random_source& r) { return compare_drawn<float, heed::arch::native>(r); });
-    fuzz_gate(32, 100, [](random_source& r) { return compare_drawn<double, heed::arch::emulated<3>>(r); });
+    fuzz_gate("side float", 31, 800,
+              [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records); });
+    fuzz_gate("side double", 32, 250,
+              [](random_source& r, gate_records& records) { return compare_drawn<double, heed::arch::emulated<3>>(r, records); });
 }
 
 TEST_CASE("gradients of side gates are differences") {

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "catch.hpp"
+#include "fuzz_records.hpp"
 #include "naive.hpp"
 #include "tensors.hpp"
 
@@ -22,18 +23,6 @@
 #include <string>
 
 namespace heed_test {
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr int fuzz_divisor = 10;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr int fuzz_divisor = 10;
-#else
-inline constexpr int fuzz_divisor = 1;
-#endif
-#else
-inline constexpr int fuzz_divisor = 1;
-#endif
 
 // Around the edges of strips and tiles, small, or anything up to 300.
 inline index draw_length(random_source& r) {
@@ -80,21 +69,6 @@ inline call_shape draw_shape(random_source& r, bool packed) {
     s.scale = r.one_of<double>({1, 1, 1, 1, 8, 70, -1, 0}) / std::sqrt(static_cast<double>(s.depth));
     return s;
 }
-
-class error_record {
-public:
-    void add(double engine, double naive, double unit) {
-        engine_ += engine / unit * (engine / unit);
-        naive_ += naive / unit * (naive / unit);
-        ++count_;
-    }
-    double engine() const { return count_ > 0 ? std::sqrt(engine_ / count_) : 0; }
-    double naive() const { return count_ > 0 ? std::sqrt(naive_ / count_) : 0; }
-
-private:
-    double engine_ = 0, naive_ = 0;
-    int count_ = 0;
-};
 
 // One call with the policies, which hold for T and for double alike. Returns what is wrong with the answer, or nothing.
 template <class T, class Arch, class... Policies>

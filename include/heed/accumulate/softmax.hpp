@@ -245,9 +245,11 @@ struct softmax_lanes {
             if (lse == nullptr) continue;
             const bool from_top = seen && shrink == 1 && top_[i] > none;
             // Once a row, so in double: what is lost here is lost again in every weight of the backward.
-            constexpr double ln2 = std::numbers::ln2;
-            const double log_total = from_top ? top_[i] + std::log2(double{total} / tile_top_[i]) : std::log2(double{total});
-            lse[i] = total == 0 ? none : static_cast<T>(reference * ln2 + log_total * ln2);
+            // ln(2) in two parts and no product that is rounded, for doubles, whose digits these are.
+            constexpr double ln2 = std::numbers::ln2, ln2_rest = 2.3190468138462996e-17;
+            const double above = reference, top = from_top ? top_[i] : T{0};
+            const double rest = std::log(from_top ? double{total} / tile_top_[i] : double{total}) + (above + top) * ln2_rest;
+            lse[i] = total == 0 ? none : static_cast<T>(std::fma(above, ln2, std::fma(top, ln2, rest)));
         }
     }
 };

@@ -117,6 +117,7 @@ struct gaussian_rule {
     // Of the lines in the lanes.
     struct line {
         four mean, shift, variance, root, back, top, factor, keep;  // q = (x - mean) root + back, log2 p = -q^2 - top
+        four centre;                                                // mean of u in gates as weights
     };
 
     gaussian_head head;
@@ -148,7 +149,9 @@ struct gaussian_rule {
         four dot, slopes[3];
         dot.fill(0);
         for (four& s : slopes) s.fill(0);
-        settle(r, l, sum, dot);
+        l.centre.fill(0);
+        settle(r, l, sum, dot, l.centre);
+        centre_on_gates(l, sum);
         gather_slopes(r, l, dot, slopes);
         for (int j = 0; j < N; ++j) slopes[0].v[j] *= P(1) - l.keep.v[j];
         add_sums(slopes, l, lanes, sums);
@@ -219,9 +222,13 @@ struct gaussian_rule {
             four dot, slopes[3], tail_slopes[3];
             dot.fill(0), of_tail.fill(0);
             for (int i = 0; i < 3; ++i) slopes[i].fill(0), tail_slopes[i].fill(0);
-            settle(body, l, sum, dot);
-            settle(tail, l, sum, of_tail);
+            four tail_centre;
+            l.centre.fill(0), tail_centre.fill(0);
+            settle(body, l, sum, dot, l.centre);
+            settle(tail, l, sum, of_tail, tail_centre);
             dot.fill(static_cast<T>(total(dot, width) + total(of_tail, rest)));
+            l.centre.fill(static_cast<T>(total(l.centre, width) + total(tail_centre, rest)));
+            centre_on_gates(l, sum);
             gather_slopes(body, l, dot, slopes);
             gather_slopes(tail, l, dot, tail_slopes);
             for (int i = 0; i < 3; ++i) slopes[i].fill(static_cast<T>(total(slopes[i], width) + total(tail_slopes[i], rest)));
@@ -302,19 +309,30 @@ private:
             for (int j = 0; j < N; ++j) sum.v[j] += of_block.v[j];
         }
     }
-    // p / sum, or p times its factor, to y, and the sum of gates times their gradients. A gate that is alone is exactly 1.
-    HEED_NOINLINE void settle(const rows& r, const line& l, const four& sum, four& dot) const {
+    // p / sum, or p times its factor, to y, and the sums of gates times their gradients and times u. A gate that is alone is exactly 1.
+    HEED_NOINLINE void settle(const rows& r, const line& l, const four& sum, four& dot, four& centre) const {
         for (index i = 0; i < r.count; i += block) {
-            four of_block;
-            of_block.fill(0);
+            four of_block, near;
+            of_block.fill(0), near.fill(0);
             for (index k = i; k < std::min(r.count, i + block); ++k)
                 for (int j = 0; j < N; ++j) {
                     T* y = r.y + k * r.y_stride + j * P::lanes;
                     const P p = P::load(y), a = select(l.keep.v[j] == P(1), p / sum.v[j], p * l.factor.v[j]);
                     a.store(y);
                     of_block.v[j] = fma(a, gated(r, k, j), of_block.v[j]);
+                    near.v[j] = fma(a, P::load(r.x + k * r.x_stride + j * P::lanes) - l.mean.v[j], near.v[j]);
                 }
-            for (int j = 0; j < N; ++j) dot.v[j] = fma(of_block.v[j], l.keep.v[j], dot.v[j]);
+            for (int j = 0; j < N; ++j) {
+                dot.v[j] = fma(of_block.v[j], l.keep.v[j], dot.v[j]);
+                centre.v[j] += near.v[j];
+            }
+        }
+    }
+    // Gates below epsilon do not sum to 1.
+    static void centre_on_gates(line& l, const four& sum) {
+        for (int j = 0; j < N; ++j) {
+            const P all = sum.v[j] * l.factor.v[j];
+            l.centre.v[j] = select(l.keep.v[j] == P(0), select(all > P(0), l.centre.v[j] / all, P(0)), l.centre.v[j]);
         }
     }
     // d_out x, which is the gradient of a gate; padding has none.
@@ -398,7 +416,8 @@ private:
         const P a = P::load(r.y + k * r.y_stride + j * P::lanes);
         return {a * (gated(r, k, j) - dot.v[j]), u - l.shift.v[j], u};
     }
-    // Sums of the slopes times 1, t and t^2.
+    // Sums of the slopes times 1, u - centre and its square: slopes sum to 0 where gates sum to 1, but what they miss it by would count as
+    // often as the gates are away from u0.
     HEED_NOINLINE void gather_slopes(const rows& r, const line& l, const four& dot, four (&sums)[3]) const {
         for (index i = 0; i < r.count; i += block) {
             four of_block[3];
@@ -406,25 +425,25 @@ private:
             for (index k = i; k < std::min(r.count, i + block); ++k)
                 for (int j = 0; j < N; ++j) {
                     const element e = at(r, l, dot, k, j);
-                    const P first = e.slope * e.t;
+                    const P apart = e.u - l.centre.v[j], first = e.slope * apart;
                     of_block[0].v[j] += e.slope;
                     of_block[1].v[j] += first;
-                    of_block[2].v[j] = fma(first, e.t, of_block[2].v[j]);
+                    of_block[2].v[j] = fma(first, apart, of_block[2].v[j]);
                 }
             for (int s = 0; s < 3; ++s)
                 for (int j = 0; j < N; ++j) sums[s].v[j] += of_block[s].v[j];
         }
     }
     static void add_sums(const four (&slopes)[3], const line& l, index lanes, double* sums) {
-        T s[3][width], v[width];
+        T s[3][width], v[width], centre[width], shift[width];
         for (int i = 0; i < 3; ++i) slopes[i].store(s[i]);
-        l.variance.store(v);
+        l.variance.store(v), l.centre.store(centre), l.shift.store(shift);
         for (index i = 0; i < lanes; ++i) {
-            const auto variance = static_cast<double>(v[i]);
-            sums[0] += static_cast<double>(s[1][i]) / variance;
-            sums[1] += static_cast<double>(s[0][i]) / variance;
-            sums[2] += static_cast<double>(s[2][i]) / variance;
-            sums[3] += static_cast<double>(s[0][i]);
+            const double variance = v[i], zeroth = s[0][i], first = s[1][i], t = double{centre[i]} - double{shift[i]};
+            sums[0] += (first + t * zeroth) / variance;
+            sums[1] += zeroth / variance;
+            sums[2] += (static_cast<double>(s[2][i]) + t * (2 * first + t * zeroth)) / variance;
+            sums[3] += zeroth;
         }
     }
     HEED_NOINLINE void spread_slopes(const rows& r, const line& l, const four& dot, const four (&slopes)[3], T length) const {
@@ -432,10 +451,11 @@ private:
         const P spread(static_cast<T>(std::min<double>(head.spread, std::numeric_limits<T>::max())));
         four inward, by_mean, by_variance;
         for (int j = 0; j < N; ++j) {
-            const P& v = l.variance.v[j];
+            const P &v = l.variance.v[j], &zeroth = slopes[0].v[j], t = l.centre.v[j] - l.shift.v[j];
+            const P first = fma(t, zeroth, slopes[1].v[j]), second = fma(t, slopes[1].v[j] + first, slopes[2].v[j]);
             inward.v[j] = square / v;
-            by_mean.v[j] = inward.v[j] * slopes[1].v[j] / P(length);
-            by_variance.v[j] = fma(inward.v[j], slopes[2].v[j], spread / v * slopes[0].v[j]) / (v * P(length - 1));
+            by_mean.v[j] = inward.v[j] * first / P(length);
+            by_variance.v[j] = fma(inward.v[j], second, spread / v * zeroth) / (v * P(length - 1));
         }
         for (index k = 0; k < r.count; ++k)
             for (int j = 0; j < N; ++j) {

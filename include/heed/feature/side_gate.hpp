@@ -151,7 +151,7 @@ public:
 
     void run(int stage, index task, const work_memory<T>& memory) const {
         if (stage == 0) return make_weights(parts(memory.sums, task), weights(memory, task), task);
-        if (stage == 2) return side_gradient(parts(memory.sums, task), weights(memory, task), task);
+        if (stage == 2) return side_gradient(parts(memory.sums, task), task);
         const index b = task / blocks_, number = task % blocks_, first = number * block;
         const entry e = parts(memory.sums, b);
         double* slopes = e.time_slopes + number * times_;
@@ -175,7 +175,7 @@ public:
 
 private:
     struct entry {
-        double *means, *hidden, *scores;  // of a side channel, of a hidden unit, of a time
+        double *means, *hidden, *scores;  // of a side channel, of a hidden unit, of a time: its score, in the backward sigmoid'(score)
         double *channel_slopes, *time_slopes, *hidden_slopes, *reduce, *expand, *convolution;
     };
     bool backward() const { return backward_; }
@@ -205,6 +205,11 @@ private:
 
     void make_weights(const entry& e, const weight_rows& a, index b) const {
         const auto sigmoid = [](double s) { return static_cast<T>(1 / (1 + std::exp(-s))); };
+        // Where the sigmoid is nearly 1, not of it.
+        const auto slope = [](double s) {
+            const double below = std::exp(-std::abs(s));
+            return below / ((1 + below) * (1 + below));
+        };
         std::fill_n(e.scores, times_, 0.0);
         for (index r = 0; r < sides_; ++r) {
             e.means[r] = 0;
@@ -222,9 +227,13 @@ private:
             double score = 0;
             for (index h = 0; h < hidden_; ++h) score += static_cast<double>(gate_.expand(c, h)) * e.hidden[h];
             a.channels[c] = sigmoid(score);
+            if (backward()) e.channel_slopes[c] = slope(score);
         }
         std::transform(e.scores, e.scores + times_, a.times, sigmoid);
-        if (backward()) return;
+        if (backward()) {
+            std::transform(e.scores, e.scores + times_, e.scores, slope);
+            return;
+        }
         if (gate_.channel_weights != nullptr) std::copy_n(a.channels, channels_, gate_.channel_weights + b * channels_);
         if (gate_.time_weights != nullptr) std::copy_n(a.times, times_, gate_.time_weights + b * times_);
     }
@@ -284,14 +293,14 @@ private:
             slopes[t] += static_cast<double>(to_time);
             of_channel += static_cast<double>(to_channel);
         }
-        e.channel_slopes[c] = of_channel * static_cast<double>(own) * (1 - static_cast<double>(own));
+        e.channel_slopes[c] *= of_channel;
     }
-    void side_gradient(const entry& e, const weight_rows& a, index b) const {
+    void side_gradient(const entry& e, index b) const {
         double* scores = e.scores;
         for (index t = 0; t < times_; ++t) {
             double total = 0;
             for (index n = 0; n < blocks_; ++n) total += e.time_slopes[n * times_ + t];
-            scores[t] = total * static_cast<double>(a.times[t]) * (1 - static_cast<double>(a.times[t]));
+            scores[t] *= total;
         }
         for (index h = 0; h < hidden_; ++h) {
             double total = 0;

@@ -228,7 +228,7 @@ public:
     // Scores; weights and gradients of scores stand in double among the sums.
     index kept() const { return apart() ? pairs() * maps_.places() : 0; }
     index sums() const {
-        return 2 * x_.extent(1) + 4 * pairs() + (backward() ? 3 * x_.extent(0) * x_.extent(1) + 2 * pairs() * maps_.places() : 0);
+        return 2 * x_.extent(1) + 4 * pairs() + (backward() ? 6 * x_.extent(0) * x_.extent(1) + 2 * pairs() * maps_.places() : 0);
     }
 
     void run(int stage, index task, const work_memory<T>& memory) const {
@@ -254,14 +254,11 @@ public:
             const channel s = channel_of(c, sums);
             const channel_sums z = all_of(c, sums);
             const double w = static_cast<double>(gate_.depthwise(c));
-            const double along = gate_.train ? z.first - s.mean * z.zeroth : z.first;
             put(into_.channel_bias, c, z.zeroth);
-            put(into_.channel_weight, c,
-                gate_.train ? w * along / s.deviation
-                            : (w * z.first + (static_cast<double>(gate_.depthwise_bias(c)) - s.mean) * z.zeroth) / s.deviation);
+            put(into_.channel_weight, c, z.normal / s.deviation);
             // With batch statistics a factor of the channel is lost but for epsilon.
             const double kept = gate_.train ? gate_.epsilon / (s.deviation * s.deviation) : 1;
-            put(into_.depthwise, c, s.weight / s.deviation * along * kept);
+            put(into_.depthwise, c, s.weight / s.deviation * z.first * kept);
             put(into_.depthwise_bias, c, gate_.train ? 0 : s.weight / s.deviation * z.zeroth);
             put(into_.pointwise, c, z.pointwise);
         }
@@ -269,7 +266,7 @@ public:
             const score_rule s = score_of(g, sums);
             const score_sums u = all_scores(g, sums);
             put(into_.score_bias, g, u.zeroth);
-            put(into_.score_weight, g, (u.first - s.mean * u.zeroth) / s.deviation);
+            put(into_.score_weight, g, u.first / s.deviation);
             put(into_.pointwise_bias, g, gate_.train ? 0 : s.weight / s.deviation * u.zeroth);
         }
     }
@@ -282,7 +279,7 @@ private:
     double entries() const { return static_cast<double>(x_.extent(0) * maps_.places()); }
     T* score_map(const work_memory<T>& m, index pair) const { return m.kept + pair * maps_.places(); }
     double* wide_map(const work_memory<T>& m, index which, index pair) const {
-        return m.sums + 2 * x_.extent(1) + 4 * pairs() + 3 * x_.extent(0) * x_.extent(1) + (which * pairs() + pair) * maps_.places();
+        return m.sums + 2 * x_.extent(1) + 4 * pairs() + 6 * x_.extent(0) * x_.extent(1) + (which * pairs() + pair) * maps_.places();
     }
     map_rows<const T> rows(const view<const T, 4>& v, index b, index c) const { return {&v(b, c, 0, 0), v.stride(2)}; }
     map_rows<T> rows(index b, index c) const { return {&y_(b, c, 0, 0), y_.stride(2)}; }
@@ -338,9 +335,12 @@ private:
         part[0] = m.mean;
         part[1] = m.square;
     }
-    // l = relu(slope s + start) for scores without the pointwise bias.
+    // l = relu(slope (s - near) + start) for scores without the pointwise bias, near their mean: deviations may be small, and the slope
+    // then makes large what a difference of products would lose.
     struct score_rule {
         double mean, deviation, weight, slope, start;  // of those scores
+        T near;
+        double level(T score) const { return slope * (static_cast<double>(score) - static_cast<double>(near)) + start; }
     };
     score_rule score_of(index g, const double* sums) const {
         score_rule s{};
@@ -355,7 +355,8 @@ private:
             s.deviation = std::sqrt(static_cast<double>(gate_.score_norm.variance(g)) + gate_.epsilon);
         }
         s.slope = s.weight / s.deviation;
-        s.start = static_cast<double>(gate_.score_norm.bias(g)) - s.slope * s.mean;
+        s.near = static_cast<T>(s.mean);
+        s.start = static_cast<double>(gate_.score_norm.bias(g)) - s.slope * (s.mean - static_cast<double>(s.near));
         return s;
     }
     moments score_moments(index g, const double* sums) const {
@@ -369,7 +370,7 @@ private:
 
     void gate(index b, index g, T* score, const double* sums) const {
         const score_rule s = score_of(g, sums);
-        maps_.template weigh<P>(score, static_cast<T>(s.slope), static_cast<T>(s.start), score);
+        maps_.template weigh<P>(score, s.near, static_cast<T>(s.slope), static_cast<T>(s.start), score);
         for (index c = g * size_; c < (g + 1) * size_; ++c) maps_.template gate<P>(rows(x_, b, c), score, rows(b, c));
         if (gate_.weights != nullptr) std::copy_n(score, maps_.places(), gate_.weights + (b * gate_.groups + g) * maps_.places());
         if (!gate_.train || b != 0) return;
@@ -379,13 +380,13 @@ private:
         if (gate_.score_batch.variance.data != nullptr) gate_.score_batch.variance(g) = static_cast<T>(all.square / (all.count - 1));
     }
 
-    // Keeps weights and dL / dl where l > 0, and sums of it and of it times the score.
+    // Keeps weights and dL / dl where l > 0, and sums of it and of it times the score's distance from the mean.
     void score_gradient(index b, index g, const work_memory<T>& memory) const {
         const index pair = b * gate_.groups + g, places = maps_.places();
         const T* score = score_map(memory, pair);
         double *weights = wide_map(memory, 0, pair), *slopes = wide_map(memory, 1, pair);
         const score_rule s = score_of(g, memory.sums);
-        const auto level = [&](index p) { return s.slope * static_cast<double>(score[p]) + s.start; };
+        const auto level = [&](index p) { return s.level(score[p]); };
         double most = 0, total = 0, mean = 0;
         for (index p = 0; p < places; ++p)
             if (!(level(p) <= most)) most = level(p);
@@ -393,13 +394,21 @@ private:
         std::fill_n(slopes, places, 0.0);
         for (index c = g * size_; c < (g + 1) * size_; ++c) maps_.add_products(rows(x_, b, c), rows(d_out_, b, c), slopes);
         for (index p = 0; p < places; ++p) mean += (weights[p] /= total) * slopes[p];
+        // All of weights (slopes - mean) sum to 0: the sum of those that count is that of the others, and exactly 0 without others. The
+        // other sum is taken around the weighted score, where what that misses does not count.
         double* part = score_part(memory.sums, pair) + 2;
-        part[0] = part[1] = 0;
+        double counted = 0, others = 0, mass = 0, centre = 0, around = 0;
         for (index p = 0; p < places; ++p) {
-            slopes[p] = level(p) <= 0 ? 0 : weights[p] * (slopes[p] - mean);
-            part[0] += slopes[p];
-            part[1] += slopes[p] * static_cast<double>(score[p]);
+            const double slope = weights[p] * (slopes[p] - mean);
+            const bool counts = !(level(p) <= 0);
+            slopes[p] = counts ? slope : 0;
+            (counts ? counted : others) += slope;
+            if (counts) mass += weights[p], centre += weights[p] * (static_cast<double>(score[p]) - s.mean);
         }
+        if (mass > 0) centre /= mass;
+        for (index p = 0; p < places; ++p) around += slopes[p] * (static_cast<double>(score[p]) - s.mean - centre);
+        part[0] = mass > 0.5 ? -others : counted;
+        part[1] = around + centre * part[0];
     }
     struct score_sums {
         double zeroth = 0, first = 0;
@@ -414,13 +423,14 @@ private:
         return u;
     }
     double* channel_part(double* sums, index b, index c) const {
-        return sums + 2 * x_.extent(1) + 4 * pairs() + 3 * (b * x_.extent(1) + c);
+        return sums + 2 * x_.extent(1) + 4 * pairs() + 6 * (b * x_.extent(1) + c);
     }
     const double* channel_part(const double* sums, index b, index c) const {
-        return sums + 2 * x_.extent(1) + 4 * pairs() + 3 * (b * x_.extent(1) + c);
+        return sums + 2 * x_.extent(1) + 4 * pairs() + 6 * (b * x_.extent(1) + c);
     }
 
-    // dL / dy where y > 0 goes to dx, its sums and those of the pointwise weights to the channel's part.
+    // dL / dy where y > 0 goes to dx, its sums and those of the pointwise weights to the channel's part. No sum is made of others: what is
+    // left of large ones that cancel would be their roundings.
     void channel_gradients(index b, index g, T* own, const work_memory<T>& memory) const {
         const index pair = b * gate_.groups + g, places = maps_.places();
         const T* score = score_map(memory, pair);
@@ -429,7 +439,7 @@ private:
         const score_sums u = all_scores(g, memory.sums);
         T *y = own, *d_y = own + places;
         const double mean = gate_.train ? u.zeroth / entries() : 0;
-        const double along = gate_.train ? (u.first - s.mean * u.zeroth) / (s.deviation * s.deviation * entries()) : 0;
+        const double along = gate_.train ? u.first / (s.deviation * s.deviation * entries()) : 0;
         for (index p = 0; p < places; ++p) {
             const double normal = gate_.train ? static_cast<double>(score[p]) - s.mean : 0;
             d_score[p] = s.slope * (d_score[p] - mean - normal * along);
@@ -438,27 +448,48 @@ private:
             const channel of = channel_of(c, memory.sums);
             double* part = channel_part(memory.sums, b, c);
             maps_.activate(rows(x_, b, c), static_cast<T>(of.slope), static_cast<T>(of.start), y);
-            part[2] = maps_.pool_backward(y, d_score, gate_.pointwise(c), d_y);
-            part[0] = part[1] = 0;
+            part[2] = maps_.pool_backward(y, d_score, gate_.pointwise(c), base_of(c, of), d_y);
+            part[0] = part[1] = part[3] = 0;
+            part[4] = part[5] = 0;
+            const double w = static_cast<double>(gate_.depthwise(c)), base = gate_.train ? of.mean : 0;
+            const double start = gate_.train ? 0 : static_cast<double>(gate_.depthwise_bias(c)) - of.mean;
             maps_.each_place([&](index p, index r, index q) {
                 const T d = y[p] <= 0 ? T{0} : d_y[p];
+                const double x = static_cast<double>(x_(b, c, r, q)) - base;
                 y_(b, c, r, q) = d;
+                if (y[p] <= 0) part[4] += static_cast<double>(d_y[p]);
+                part[5] += y[p] <= 0 ? std::abs(static_cast<double>(d_y[p])) : -std::abs(static_cast<double>(d));
                 part[0] += static_cast<double>(d);
-                part[1] += static_cast<double>(d) * static_cast<double>(x_(b, c, r, q));
+                part[1] += static_cast<double>(d) * x;
+                part[3] += static_cast<double>(d) * (w * x + start);
             });
         }
     }
+    // What maxima of a channel are counted from: where they are all the same their sum is that of the gradients alone.
+    T base_of(index c, const channel& of) const {
+        return maps_.first_maximum(rows(x_, 0, c), static_cast<T>(of.slope), static_cast<T>(of.start));
+    }
     struct channel_sums {
-        double zeroth = 0, first = 0, pointwise = 0;
+        double zeroth = 0, first = 0, pointwise = 0, normal = 0;
     };
     channel_sums all_of(index c, const double* sums) const {
         channel_sums z;
+        double others = 0, more = 0;
         for (index b = 0; b < x_.extent(0); ++b) {
             const double* part = channel_part(sums, b, c);
             z.zeroth += part[0];
             z.first += part[1];
             z.pointwise += part[2];
+            z.normal += part[3];
+            others += part[4];
+            more += part[5];
         }
+        // The sum of the gradients of scores, 0 with batch statistics.
+        const index g = c / size_;
+        const double all = gate_.train ? 0 : score_of(g, sums).slope * all_scores(g, sums).zeroth;
+        z.pointwise += static_cast<double>(base_of(c, channel_of(c, sums))) * all;
+        // As with scores, if the others are smaller.
+        if (more < 0 && std::isfinite(z.zeroth)) z.zeroth = static_cast<double>(gate_.pointwise(c)) * all - others;
         return z;
     }
     void finish_gradient(index b, index g, const work_memory<T>& memory) const {
@@ -468,7 +499,7 @@ private:
             const channel_sums z = all_of(c, memory.sums);
             const double w = static_cast<double>(gate_.depthwise(c));
             const double mean = gate_.train ? z.zeroth / entries() : 0;
-            const double along = gate_.train ? w * w * (z.first - s.mean * z.zeroth) / (s.deviation * s.deviation * entries()) : 0;
+            const double along = gate_.train ? w * w * z.first / (s.deviation * s.deviation * entries()) : 0;
             maps_.each_place([&](index p, index r, index q) {
                 const double x = static_cast<double>(x_(b, c, r, q)), normal = gate_.train ? x - s.mean : 0;
                 const double own = s.slope * (static_cast<double>(y_(b, c, r, q)) - mean - normal * along);

@@ -18,6 +18,10 @@ namespace heed::inline HEED_ISA {
 struct moments {
     double count = 0, mean = 0, square = 0;
     void merge(const moments& m) {
+        if (count == 0) {
+            *this = m;
+            return;
+        }
         const double all = count + m.count, apart = m.mean - mean;
         mean += apart * m.count / all;
         square += m.square + apart * apart * count * m.count / all;
@@ -67,14 +71,15 @@ public:
         for (index r = 0; r < height; ++r) std::copy_n(wide_rows + r * pitch(), width, score + r * width);
     }
 
-    // softmax over all places of relu(slope score + start); in place or not.
+    // softmax over all places of relu(slope (score - near) + start); in place or not.
     template <class P, class T>
-    void weigh(const T* score, T slope, T start, T* weights) const {
+    void weigh(const T* score, T near, T slope, T start, T* weights) const {
         const index n = places();
+        const T first = score[0];  // past the end; in place it is gone by then
         P most(-std::numeric_limits<T>::infinity()), total(0);
-        const auto level = [&](const P& s) { return max(P(0), fma(s, P(slope), P(start))); };
+        const auto level = [&](const P& s) { return max(P(0), fma(s - P(near), P(slope), P(start))); };
         each_vector<P>(n, [&](index i, index count) {
-            const P l = level(load_some<P>(score + i, count, score[0]));
+            const P l = level(load_some<P>(score + i, count, first));
             store_some(l, weights + i, count);
             most = max(l, most);
         });
@@ -144,9 +149,18 @@ public:
             y[p] = e <= 0 ? T{0} : e;
         });
     }
-    // d_y of weight * (3x3 maximum of y), to the first of equals; returns the sum of d_score times the maxima.
+    // 3x3 maximum of relu(slope x + start) at the first place.
     template <class T>
-    double pool_backward(const T* y, const double* d_score, T weight, T* d_y) const {
+    T first_maximum(const map_rows<const T>& x, T slope, T start) const {
+        T most{0};
+        for (index r = 0; r < std::min<index>(2, height); ++r)
+            for (index q = 0; q < std::min<index>(2, width); ++q)
+                if (const T e = std::fma(x[r][q], slope, start); !(e <= most)) most = e;
+        return most;
+    }
+    // d_y of weight * (3x3 maximum of y), to the first of equals; returns the sum of d_score times the maxima less `base`.
+    template <class T>
+    double pool_backward(const T* y, const double* d_score, T weight, T base, T* d_y) const {
         double total = 0;
         std::fill_n(d_y, places(), T{0});
         each_place([&](index p, index r, index q) {
@@ -155,7 +169,7 @@ public:
                 for (index j = std::max<index>(0, q - 1); j <= std::min(width - 1, q + 1); ++j)
                     if (y[i * width + j] > y[most] || std::isnan(y[i * width + j])) most = i * width + j;
             d_y[most] += static_cast<T>(static_cast<double>(weight) * d_score[p]);
-            total += d_score[p] * static_cast<double>(y[most]);
+            total += d_score[p] * (static_cast<double>(y[most]) - static_cast<double>(base));
         });
         return total;
     }
