@@ -42,6 +42,9 @@ struct avx512_bf16 : avx512 {
 struct avx512_amx : avx512_bf16 {
     static constexpr const char* name = "avx512_amx";
     static constexpr bool bfloat16_tiles = true;
+#if defined(__AMX_INT8__) && defined(__AVX512VBMI__)
+    static constexpr bool byte_tiles = true;
+#endif
 };
 #endif
 #endif
@@ -71,6 +74,7 @@ struct traits {
     static constexpr const char* name = Arch::name;
     static constexpr bool bfloat16_pairs = requires { Arch::bfloat16_pairs; };
     static constexpr bool bfloat16_tiles = requires { Arch::bfloat16_tiles; };
+    static constexpr bool byte_tiles = requires { Arch::byte_tiles; };
     static constexpr int registers = Arch::registers;
     static constexpr bool fma = Arch::fma;
     template <class T>
@@ -79,7 +83,7 @@ struct traits {
 template <int N>
 struct traits<emulated<N>> {
     static constexpr const char* name = "emulated";
-    static constexpr bool bfloat16_pairs = false, bfloat16_tiles = false;
+    static constexpr bool bfloat16_pairs = false, bfloat16_tiles = false, byte_tiles = false;
     static constexpr int registers = 16;
     static constexpr bool fma = false;
     template <class T>

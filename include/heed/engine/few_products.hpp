@@ -5,6 +5,7 @@
 // then lie in slots, a group of lanes after the other.
 #pragma once
 
+#include <heed/engine/byte_products.hpp>
 #include <heed/engine/few_rows.hpp>
 #include <heed/engine/strip_memory.hpp>
 #include <heed/kernel/row_prefetch.hpp>
@@ -27,9 +28,26 @@ public:
     static constexpr int most_shared = lanes;
     // Rows of queries or outputs, at most, with those that groups reach over their ends.
     static constexpr index most_rows = Problem::mapped ? lanes + lanes / 3 + 1 : P::lanes;
+    // Elements of memory for queries.
+    static constexpr index query_elements(index depth) {
+        return rows_type::elements(depth, most_rows) + byte_products<Problem>::elements(depth);
+    }
+    index key_steps(int count) const {
+        return byte_products<Problem>::takes(p_, count) ? byte_products<Problem>::key_steps()
+                                                        : rows_type::key_steps(count, tile_keys, p_.depth());
+    }
+    index value_steps(int count) const {
+        return byte_products<Problem>::takes(p_, count) ? byte_products<Problem>::value_steps(p_.width())
+                                                        : rows_type::value_steps(count, tile_keys, p_.width());
+    }
 
     few_products(const Problem& p, T* query, T* out, const tile_type& t)
-        : p_(p), t_(t), query_(query), out_(out), rows_(query, out, p.depth(), p.width()) {}
+        : p_(p),
+          t_(t),
+          query_(query),
+          out_(out),
+          rows_(query, out, p.depth(), p.width()),
+          bytes_(query + most_rows * shape::padded(p.depth()), t.bytes) {}
 
     // For `count` outputs of so many elements.
     void open(int count, index width) {
@@ -77,7 +95,10 @@ public:
 
     // Takes the queries, times a factor; outputs are 0.
     void begin(const sequence& seq, const T* const* queries, int count, T factor) {
-        if (!shared()) return rows_.begin(queries, count, factor);
+        if (!shared()) {
+            bytes_.begin(p_, queries, count, factor);
+            return rows_.begin(queries, count, factor);
+        }
         if constexpr (Problem::mapped) {
             batch_ = seq.batch;
             key_begin_ = seq.key_begin;
@@ -90,7 +111,11 @@ public:
         if constexpr (Problem::mapped)
             if (shared_) return shared_scores(end, count);
         if constexpr (!tile_type::wide_keys)
-            if (*t_.keys_stored) return rows_.multiply_keys(t_.stored_keys, end, t_.few_scratch, t_.weights, lanes, next);
+            if (*t_.keys_stored) {
+                if constexpr (has_byte_tiles<Problem>::keys)
+                    if (bytes_.scores(p_, t_.stored_keys, t_.key_factor, end, t_.weights, next)) return;
+                return rows_.multiply_keys(t_.stored_keys, end, t_.few_scratch, t_.weights, lanes, next);
+            }
         rows_.multiply_keys(t_.key_rows, end, nullptr, t_.weights, lanes, next);
     }
     void values(const tile_segment* segments, int n, int count, row_prefetch& next) {
@@ -116,7 +141,12 @@ public:
                         (segments[i].masked ? select(P::mask_from_bits(t_.bits[k]), scaled, P(0)) : scaled).store(weights);
                     }
         if constexpr (!tile_type::wide_values)
-            if (*t_.values_stored) return add(t_.stored_values);
+            if (*t_.values_stored) {
+                if constexpr (has_byte_tiles<Problem>::values)
+                    if (bytes_.values(p_, t_.stored_values, segments, n, rows_.count(), t_.weights, out_, shape::padded(p_.width()), next))
+                        return;
+                return add(t_.stored_values);
+            }
         add(t_.value_rows);
     }
     void scale(const T* factor) {
@@ -260,6 +290,7 @@ private:
     const tile_type& t_;
     T *query_, *out_;
     rows_type rows_;
+    byte_products<Problem> bytes_;
     bool shared_ = false;
     int count_ = 0, key_groups_ = 0, value_groups_ = 0;
     index batch_ = 0, key_begin_ = 0;

@@ -105,6 +105,7 @@ public:
         for (index d = 0; d < width_; ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
     }
     void reopen(int count) { count_ = count; }
+    int count() const { return count_; }
 
 private:
     T* out(int i) const { return out_ + i * shape::padded(width_); }

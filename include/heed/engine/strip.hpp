@@ -55,10 +55,12 @@ public:
             return false;
     }
     static bool takes_tiles(const Problem& p) { return tile_type::by_tiles && takes_pairs(p); }
+    // Whether any strip uses matrix registers.
+    static bool needs_tiles(const Problem& p) { return takes_tiles(p) || byte_products<Problem>::takes_some(p); }
 
     static strip_memory<T> take_strip(arena& a, const Problem& p) {
         const index query = std::max(p.depth(), has_pairs ? tile_type::query_pairs(p.depth()) : 0) * lanes;
-        return {a.take<T>(std::max(query, few_rows<P>::elements(p.depth(), few_type::most_rows))), a.take<T>(lanes), a.take<T>(lanes)};
+        return {a.take<T>(std::max(query, few_type::query_elements(p.depth()))), a.take<T>(lanes), a.take<T>(lanes)};
     }
     // Of one of several strips, or of the only one, for so many queries.
     static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
@@ -75,13 +77,13 @@ public:
 
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
     index key_steps() const {
-        if (few_) return few_rows<P>::key_steps(count_, tile_keys, p_.depth());
+        if (few_) return rows_.key_steps(count_);
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::key_steps(p_.depth(), vectors_);
         return (vectors_ + shape::step - 1) / shape::step * (tile_keys / shape::most_rows);
     }
     index value_steps() const {
-        if (few_) return few_rows<P>::value_steps(count_, tile_keys, p_.width());
+        if (few_) return rows_.value_steps(count_);
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);

@@ -1,6 +1,7 @@
 // Memory of strips: what one keeps from its first key to its last, what is left of it then, and what a worker needs for one tile of keys.
 #pragma once
 
+#include <heed/engine/byte_products.hpp>
 #include <heed/engine/few_rows.hpp>
 #include <heed/engine/segment.hpp>
 #include <heed/engine/workspace.hpp>
@@ -78,6 +79,7 @@ struct tile_memory {
     index* awaited;                     // the task whose first rows have been prefetched
     bool *keys_stored, *values_stored;  // whether the tile is read as it is stored
     paired_tile* paired;
+    byte_memory<Problem> bytes;
     std::uint64_t *bits, *bits_of_head;  // a row a key
 
     tile_memory(arena& a, const Problem& p, index state_size, index staged_size, index block)
@@ -114,6 +116,7 @@ struct tile_memory {
           keys_stored(a.take<bool>(1)),
           values_stored(a.take<bool>(1)),
           paired(a.take<paired_tile>(has_pairs ? 1 : 0)),
+          bytes(a, p.depth(), p.width()),
           bits(a.take<std::uint64_t>(tile_keys)),
           bits_of_head(a.take<std::uint64_t>(tile_keys)) {}
 

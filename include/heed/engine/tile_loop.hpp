@@ -361,7 +361,7 @@ private:
         const place at = place_of(task, tile.queries);
         if (at.count == 0) return;
         strip_array strips;
-        const tile_scope tiles(strip_type::takes_tiles(p_));
+        const tile_scope tiles(strip_type::needs_tiles(p_));
         const share& w = share_of(task);
         open(strips, w, at, (task - w.first_task) / w.parts, worker, tile);
         const auto mask = ask::bind(p_.mask, at.shape);
