@@ -212,6 +212,13 @@ private:
     }
     // Whether a block may have several strips.
     static bool several(const share& w) { return w.shared || w.strips > 1 || (!arranged::ordered && w.blocks > 1); }
+    // Keys that a block visits, at most.
+    index visited(const sequence& s) const {
+        if constexpr (requires { order_->keys(); })
+            return std::min(s.keys, order_->keys());
+        else
+            return s.keys;
+    }
     // What is known of it without the others, but for their number where queries are many.
     share cut(index number, const sequence& s) const {
         share w{number, 1, 0, p_.whole.heads, all_strips_per_block_, 0, lanes, false, 1, 0, 0, 0, 0, nullptr};
@@ -239,7 +246,7 @@ private:
         if (p_.parts > 0)
             parts = p_.parts;
         else if (units > 0 && units < enough_units)
-            parts = std::clamp<index>(s.keys / part_keys, 1, enough_units / units);
+            parts = std::clamp<index>(visited(s) / part_keys, 1, enough_units / units);
         const index key_tiles = std::max<index>(1, (s.keys + tile_keys - 1) / tile_keys), part_tiles = (key_tiles + parts - 1) / parts;
         w.part_keys = part_tiles * tile_keys;
         w.parts = (key_tiles + part_tiles - 1) / part_tiles;
