@@ -64,10 +64,12 @@ enum class coverage { empty, partial, full };
 //       index blocks()                          how many blocks there are; every query is in one of them
 //       int block(i, index* rows)               the query rows of block i, counted from 0; may be none
 //       int most()                              rows of the largest block, at most tiling.block
+//       index keys()                            optional: keys that a block visits, at most
 //     and bound to a sequence
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
 //                                               writes the next ones, ascending, and returns their number, 0 at the end
-//   auto look(b, h, queries, n)                 at most 64 queries, kept over many tiles: bits(keys, count, rows) as `bits` above
+//   auto look(b, h, queries, n)                 at most 64 queries, kept over many tiles: bits(keys, count, rows) as `bits` above, and
+//                                               optionally classify(keys, count)
 //   bool alike(first, last)                     optional: query heads first ... last have the same visits; then small blocks are taken
 //                                               for all heads of a group at once
 //   index pattern_of(order, block)              optional: blocks of one number, unless it is below 0, have as many queries and see as many
@@ -379,6 +381,14 @@ void rectangles(const pair_lists& p, F&& f) {
         }
     }
 }
+// What a look says about all pairs of its queries and some keys.
+template <class Look>
+coverage classify(const Look& look, const index* keys, int count) {
+    if constexpr (requires { look.classify(keys, count); })
+        return look.classify(keys, count);
+    else
+        return coverage::partial;
+}
 // What a mask in the order of rows says about queries in another.
 template <class M>
 struct scattered_look {
@@ -387,6 +397,11 @@ struct scattered_look {
     const index* queries;
     int count;
 
+    // Of queries and keys that may have gaps: what holds for all that lie between them.
+    coverage classify(const index* keys, int key_count) const {
+        const auto [first, last] = std::minmax_element(queries, queries + count);
+        return ask::classify(*mask, batch, head, {*first, *last + 1, keys[0], keys[key_count - 1] + 1});
+    }
     void bits(const index* keys, int key_count, std::uint64_t* rows) const {
         for (int i = 0; i < key_count; ++i) rows[i] = 0;
         rectangles({queries, keys, count, key_count}, [&](int q, int k, const score_tile& tile) {

@@ -8,6 +8,8 @@
 #include <heed/attention_backward.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/reference.hpp>
+#include <heed/score/key_bias.hpp>
+#include <heed/score/score.hpp>
 #include <heed/select/selection.hpp>
 
 #include <algorithm>
@@ -127,7 +129,7 @@ TEST_CASE("gathered or masked, selected keys give the reference's results and gr
 TEST_CASE("the plan gathers keys that neighbours do not share") {
     heed_test::random_source r(73);
     const heed::extents e{1, 4, 1, 256, 4096};
-    const selection strewn = draw_picks(r, e, 1, 1, 40, 0), near = draw_picks(r, e, 1, 1, 40, 30);
+    const selection strewn = draw_picks(r, e, 1, 1, 40, 0), near = draw_picks(r, e, 1, 1, 40, 20);
     const auto q = heed_test::normal_tensor<float>(r, {1, 4, 256, 8}), k = heed_test::normal_tensor<float>(r, {1, 1, 4096, 8});
     tensor<float> out({1, 4, 256, 8});
     const auto plan = [&](const selected& mask, const auto&... policies) {
@@ -138,4 +140,53 @@ TEST_CASE("the plan gathers keys that neighbours do not share") {
     CHECK(plan({&near, gather::always}).kernel == std::string("few rows"));
     CHECK(plan({&strewn, gather::never}).kernel == std::string("tile loop"));
     CHECK(plan({&strewn}, heed::batch_invariant{}).kernel == std::string("tile loop"));
+    tensor<float> dq({1, 4, 256, 8}), dk({1, 1, 4096, 8}), dv({1, 1, 4096, 8});
+    std::vector<float> lse(4 * 256);
+    const auto plan_backward = [&](const selected& mask) {
+        return heed::plan_backward(q.view, k.view, k.view, heed::result{out.view, heed::bht(lse.data(), 1, 4, 256)}, q.view, dq.view,
+                                   dk.view, dv.view, mask);
+    };
+    CHECK(plan_backward({&strewn}).kernel == std::string("backward few rows"));
+    CHECK(plan_backward({&strewn, gather::never}).kernel == std::string("backward tile loop"));
+}
+
+// A group's heads are taken together where lists and score modifications are the same for all of them, and one by one elsewhere; rows are
+// wider than a vector, lists longer than a tile.
+TEMPLATE_TEST_CASE("queries of a group with one list give the reference's gradients", "", float, double) {
+    heed_test::random_source r(74);
+    for (const heed::index group : {1, 2, 3, 7, 8})
+        for (const heed::index depth : {20, 64}) {
+            const heed::extents e{1, 2 * group, 2, 40, 300};
+            const selection picks = draw_picks(r, e, 1, 1, 90, 0);
+            CAPTURE(heed_test::test_seed(), group, depth);
+            const auto normal = [&](heed::index heads, heed::index rows) {
+                return heed_test::normal_tensor<TestType>(r, {1, heads, rows, depth});
+            };
+            const auto q = normal(e.heads, e.queries), k = normal(e.key_heads, e.keys), v = normal(e.key_heads, e.keys),
+                       d_out = normal(e.heads, e.queries);
+            tensor<TestType> out({1, e.heads, e.queries, depth}), biases({1, e.key_heads, e.keys, 1});
+            const heed::key_bias bias{heed::view<const TestType, 3>(heed::bht(&biases.view(0, 0, 0, 0), 1, e.key_heads, e.keys))};
+            for (heed::index h = 0; h < e.key_heads; ++h)
+                for (heed::index j = 0; j < e.keys; ++j) biases.view(0, h, j, 0) = static_cast<TestType>(r.between(-20, 20)) / 20;
+            std::vector<TestType> lse(static_cast<std::size_t>(e.heads * e.queries));
+            const heed::result forward{out.view, heed::bht(lse.data(), 1, e.heads, e.queries)};
+            const auto check = [&](const auto&... policies) {
+                heed::reference::attention(q.view, k.view, v.view, forward, selected{&picks}, policies...);
+                const auto run = [&](auto&& backward, gather how) {
+                    std::vector<TestType> all;
+                    tensor<TestType> dq({1, e.heads, e.queries, depth}), dk({1, e.key_heads, e.keys, depth}), dv(dk.view.shape);
+                    backward(q.view, k.view, v.view, forward, d_out.view, dq.view, dk.view, dv.view, selected{&picks, how}, policies...);
+                    for (const auto* d : {&dq, &dk, &dv})
+                        for (const TestType x : heed_test::elements(d->view)) all.push_back(x);
+                    return all;
+                };
+                const auto exact = run([](const auto&... x) { heed::reference::attention_backward(x...); }, gather::never);
+                for (const gather how : {gather::always, gather::never})
+                    CHECK(heed_test::distance(run([](const auto&... x) { heed::attention_backward(x...); }, how), exact) <
+                          200 * static_cast<double>(std::numeric_limits<TestType>::epsilon()));
+            };
+            check();
+            check(bias);
+            check(heed::softcap{4.f});
+        }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <heed/engine/band_memory.hpp>
+#include <heed/engine/few_rows.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/score_chain.hpp>
@@ -68,9 +69,11 @@ public:
 
     static band_memory<T> take_band(arena& a, const Problem& p) {
         const index depth = p.depth(), values = p.width();
-        return {a.take<T>(depth * width),
-                a.take<T>(values * width),
-                a.take<T>(depth * width),
+        // Enough for few rows too (engine/few_band.hpp), padded to vectors.
+        const auto rows = [](index features) { return std::max(features * width, few_rows<P>::elements(features, P::lanes)); };
+        return {a.take<T>(rows(depth)),
+                a.take<T>(rows(values)),
+                a.take<T>(rows(depth)),
                 a.take<T>(panels::padded(depth) * width),
                 a.take<T>(panels::padded(values) * width),
                 a.take<T>(width),
@@ -98,7 +101,7 @@ public:
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
                 a.take<const T*>(std::max<index>(4 * tile_keys, 4 * most_bands * width)),
-                a.take<T*>(lanes),
+                a.take<T*>(std::max<index>(lanes, 2 * tile_keys)),
                 a.take<index>(tile_keys),
                 a.take<index>(tile_keys),
                 a.take<index>(most_bands * width),
@@ -150,9 +153,6 @@ public:
     // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. The mask outlives the keys that follow.
     HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch) {
         const index depth = p_.depth(), values = p_.width();
-        const T fold = plain ? static_cast<T>(p_.scale) : T{1};
-        const double unit = scaled_query ? p_.scale * (folded ? accumulator_type::unit : 1) : 1;
-        const T start_unit = folded ? static_cast<T>(accumulator_type::unit) : T{1};
         finite_ = finiteness::unknown;
         for (int s = 0; s < strips; ++s) {
             const int count = count_of(s);
@@ -170,33 +170,14 @@ public:
             // A row that saw no key has no gradient, whatever it holds.
             bool alive[lanes], all_alive = true;
             for (int i = 0; i < lanes; ++i) {
-                const T lse = i < count ? p_.lse(seq_.batch, head_, row_of(base + i)) : T{0};
-                alive[i] = lse != none;
+                alive[i] = open_lane(base + i, i < count);
                 all_alive = all_alive && alive[i];
-                b_.start[base + i] = alive[i] ? rule::start(lse) * start_unit : T{0};
-                b_.offset[base + i] = i < count && alive[i] ? rule::offset(delta(base + i)) * fold : T{0};
                 if constexpr (mods > 0) b_.query_position[base + i] = static_cast<T>(positions_[base + std::min(i, count - 1)]);
             }
             arranged::runs(positions_ + base, count, [&](int i, int n) {
                 p_.q.rows(seq_.batch, head_, row_of(base + i), n, t_.key_scratch + i * p_.q.scratch_per_row(), t_.rows + i);
             });
-            for (int i = 0; i < count; ++i) {
-                const auto* row = &p_.d_out(seq_.batch, head_, row_of(base + i), 0);
-                if constexpr (copies_d_out) {
-                    T* copy = t_.value_scratch + i * values;
-                    t_.key_rows[i] = copy;
-                    if constexpr (narrow_d_out)
-                        widen_row(row, copy, values);
-                    else
-                        std::copy(row, row + values, copy);
-                    if constexpr (factored) {
-                        const T factor = factor_of(base + i);
-                        for (index d = 0; d < values; ++d) copy[d] *= factor;
-                    }
-                } else {
-                    t_.key_rows[i] = row;
-                }
-            }
+            for (int i = 0; i < count; ++i) t_.key_rows[i] = d_out_row(base + i, t_.value_scratch + (copies_d_out ? i * values : 0));
             if (!all_alive) {
                 std::fill(t_.d_value_rows, t_.d_value_rows + values, T{0});
                 std::fill(t_.d_key_rows, t_.d_key_rows + depth, T{0});
@@ -206,8 +187,8 @@ public:
                         t_.key_rows[i] = t_.d_value_rows;
                     }
             }
-            transpose_into(rows_at<const T>{t_.rows}, count, depth, rows_apart<T>{query, lanes}, static_cast<T>(unit));
-            transpose_into(rows_at<const T>{t_.key_rows}, count, values, rows_apart<T>{d_out, lanes}, fold);
+            transpose_into(rows_at<const T>{t_.rows}, count, depth, rows_apart<T>{query, lanes}, query_unit());
+            transpose_into(rows_at<const T>{t_.key_rows}, count, values, rows_apart<T>{d_out, lanes}, d_out_unit());
             panels::pack(t_.rows, base, count, depth, b_.query_panels, width);
             panels::pack(t_.key_rows, base, count, values, b_.d_out_panels, width);
             if (!fresh) {
@@ -299,10 +280,38 @@ public:
             for (int i = 0; i < count_; ++i) sums[n] += static_cast<double>(b_.sums[n * width + i]);
     }
 
-private:
+protected:
     static constexpr T none = -std::numeric_limits<T>::infinity();
     index row_of(int i) const { return positions_[i] + to_row_; }
     T factor_of(int i) const { return static_cast<T>(p_.routes.factor(p_.query_batch(seq_), head_, row_of(i))); }
+    // What packed queries and gradients of outputs are multiplied with.
+    T query_unit() const { return static_cast<T>(scaled_query ? p_.scale * (folded ? accumulator_type::unit : 1) : 1); }
+    T d_out_unit() const { return plain ? static_cast<T>(p_.scale) : T{1}; }
+    // Start and offset of a lane; false for a row that saw no key.
+    bool open_lane(int i, bool exists) {
+        const T lse = exists ? p_.lse(seq_.batch, head_, row_of(i)) : T{0};
+        const bool alive = lse != none;
+        b_.start[i] = alive ? rule::start(lse) * (folded ? static_cast<T>(accumulator_type::unit) : T{1}) : T{0};
+        b_.offset[i] = exists && alive ? rule::offset(delta(i)) * d_out_unit() : T{0};
+        return alive;
+    }
+    // Row i of dO, in place, or widened and with its factor in `copy`.
+    const T* d_out_row(int i, [[maybe_unused]] T* copy) const {
+        const auto* row = &p_.d_out(seq_.batch, head_, row_of(i), 0);
+        if constexpr (!copies_d_out) {
+            return row;
+        } else {
+            if constexpr (narrow_d_out)
+                widen_row(row, copy, p_.width());
+            else
+                std::copy(row, row + p_.width(), copy);
+            if constexpr (factored) {
+                const T factor = factor_of(i);
+                for (index d = 0; d < p_.width(); ++d) copy[d] *= factor;
+            }
+            return copy;
+        }
+    }
     // Sum of weight times its gradient over the row's keys, less the gradient of lse.
     T delta(int i) const { return product(i) - d_lse(row_of(i)); }
     // Of the row's output and its gradient.

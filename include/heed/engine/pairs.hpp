@@ -171,12 +171,7 @@ struct arrangement {
             return row_look<bound_mask>{&mask, b, h, queries[0], queries[0] + count};
     }
     using look_type = decltype(look(std::declval<const bound_mask&>(), 0, 0, nullptr, 0));
-    static coverage classify(const look_type& look, const index* keys, int count) {
-        if constexpr (ordered)
-            return coverage::partial;
-        else
-            return look.classify(keys, count);
-    }
+    static coverage classify(const look_type& look, const index* keys, int count) { return ask::classify(look, keys, count); }
 
     // rows[key number * stride + query number]
     template <class Mod, class T>

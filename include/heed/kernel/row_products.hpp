@@ -143,8 +143,11 @@ void pack_queries(const typename P::value_type* const* rows, int count, index de
                   typename P::value_type* to) {
     constexpr int F = row_shape<P>::features(R);
     for (index d = 0; d < row_shape<P>::padded(depth); d += F)
-        for (int r = 0; r < R; ++r)
-            for (int f = 0; f < F; ++f) *to++ = r < count && d + f < depth ? rows[r][d + f] * factor : 0;
+        for (int r = 0; r < R; ++r, to += F)
+            if (r < count && d + F <= depth)
+                for (int f = 0; f < F; ++f) to[f] = rows[r][d + f] * factor;
+            else
+                for (int f = 0; f < F; ++f) to[f] = r < count && d + f < depth ? rows[r][d + f] * factor : 0;
 }
 
 // Products of some keys with R packed queries, parts of a sum in F lanes. A struct with plain loops: g++ spills accumulators that a
@@ -344,6 +347,8 @@ void add_rows(const S* const* values, int count, index width, const typename P::
     for (; d + N * W <= width; d += N * W) {
         add_row_panel<R, N, P>(values, count, d, N * W, weights, stride, out, pitch, between);
     }
+    if constexpr (N > 4)
+        for (; d + 4 * W <= width; d += 4 * W) add_row_panel<R, 4, P>(values, count, d, 4 * W, weights, stride, out, pitch, between);
     for (; d < width; d += W) {
         add_row_panel<R, 1, P>(values, count, d, std::min<index>(W, width - d), weights, stride, out, pitch, between);
     }

@@ -30,6 +30,10 @@ template <class A, class B>
 struct joined_look {
     A a;
     B b;
+    coverage classify(const index* keys, int count) const {
+        const coverage first = ask::classify(a, keys, count);
+        return first == coverage::full ? ask::classify(b, keys, count) : first;
+    }
     void bits(const index* keys, int count, std::uint64_t* rows) const {
         std::uint64_t other[64];
         a.bits(keys, count, rows);

@@ -15,6 +15,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <vector>
@@ -167,27 +168,53 @@ struct selected {
         cursor visit(index b, index h, const index* queries, int count, index begin, index end) const {
             return {count, end, [&](int i) { return from(b, h, queries[i], begin); }};
         }
+        // Tiles mostly ascend, so the search in a row begins where the last one ended.
         struct strip_look {
             const bound* mask;
             index batch, head;
             const index* queries;
             int count;
+            mutable std::int32_t next[32] = {};  // of the first rows, in which searches come back
 
+            // Full: keys that follow each other in the row of the only query.
+            coverage classify(const index* keys, int key_count) const {
+                if (count > 1) return coverage::partial;
+                const auto rest = from(0, keys[0]);
+                if (static_cast<index>(rest.size()) < key_count) return coverage::partial;
+                bool same = true;
+                for (int j = 0; j < key_count; ++j) same &= rest[static_cast<std::size_t>(j)] == keys[j];
+                return same ? coverage::full : coverage::partial;
+            }
             void bits(const index* keys, int key_count, std::uint64_t* rows) const {
                 std::fill(rows, rows + key_count, 0);
                 if (key_count == 0) return;
-                const index last = keys[key_count - 1];
-                const bool neighbours = last - keys[0] == key_count - 1;
+                const index first = keys[0], last = keys[key_count - 1];
+                const bool neighbours = last - first == key_count - 1;
                 for (int i = 0; i < count; ++i) {
-                    int j = 0;
-                    mask->each(batch, head, queries[i], keys[0], last + 1, [&](index k) {
+                    const auto rest = from(i, first);
+                    const std::int32_t *at = rest.data(), *const end = at + rest.size();
+                    for (int j = 0; at != end && *at <= last; ++at) {
                         if (neighbours)
-                            j = static_cast<int>(k - keys[0]);
+                            j = static_cast<int>(*at - first);
                         else
-                            while (keys[j] < k) ++j;
-                        if (keys[j] == k) rows[j] |= std::uint64_t{1} << i;
-                    });
+                            while (keys[j] < *at) ++j;
+                        rows[j] |= std::uint64_t{keys[j] == *at} << i;
+                    }
+                    if (i < static_cast<int>(std::size(next))) next[i] += static_cast<std::int32_t>(at - rest.data());
                 }
+            }
+
+        private:
+            // What query i sees at or after `first`.
+            std::span<const std::int32_t> from(int i, index first) const {
+                const auto row = mask->row(batch, head, queries[i]);
+                if (i >= static_cast<int>(std::size(next))) return {std::lower_bound(row.begin(), row.end(), first), row.end()};
+                auto at = row.begin() + next[i];
+                if (next[i] > 0 && at[-1] >= first) at = row.begin();
+                for (int near = 0; near < 8 && at != row.end() && *at < first; ++near) ++at;
+                if (at != row.end() && *at < first) at = std::lower_bound(at, row.end(), first);
+                next[i] = static_cast<std::int32_t>(at - row.begin());
+                return {at, row.end()};
             }
         };
         strip_look look(index b, index h, const index* queries, int count) const { return {this, b, h, queries, count}; }
@@ -200,10 +227,13 @@ struct selected {
 
     private:
         index row_head(index h) const { return picks->heads == 1 ? 0 : h / group; }
+        std::span<const std::int32_t> row(index b, index h, index q) const {
+            return picks->row(picks->batch == 1 ? 0 : b, row_head(h), q - offset);
+        }
         // What a query sees at or after `first`.
         std::span<const std::int32_t> from(index b, index h, index q, index first) const {
-            const auto row = picks->row(picks->batch == 1 ? 0 : b, row_head(h), q - offset);
-            return {std::lower_bound(row.begin(), row.end(), first), row.end()};
+            const auto all = row(b, h, q);
+            return {std::lower_bound(all.begin(), all.end(), first), all.end()};
         }
         template <class F>
         void each(index b, index h, index q, index first, index end, F&& f) const {
@@ -215,7 +245,16 @@ struct selected {
     };
 
     bound bind(const extents& e) const { return {picks, e.offset(), picks->heads > 0 ? e.heads / picks->heads : 1}; }
-    row_order order(const tiling& t) const { return {picks->queries, alone(t) ? 1 : t.block}; }
+    struct order_of_lists : row_order {
+        index longest;
+        index keys() const { return longest * size; }
+    };
+    order_of_lists order(const tiling& t) const {
+        index longest = t.by_shape ? picks->length : 0;
+        for (std::size_t r = 1; r < picks->row_begin.size(); ++r)
+            longest = std::max(longest, picks->row_begin[r] - picks->row_begin[r - 1]);
+        return {{picks->queries, alone(t) ? 1 : t.block}, longest};
+    }
     void check(const char* door, const extents& e) const {
         require(picks != nullptr, door, "selected must not be null");
         picks->check(door, "selected", e, e.queries, e.keys);
