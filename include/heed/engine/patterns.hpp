@@ -21,6 +21,21 @@ struct seen_tile {
     int segments;
     segment_list list;
     std::conditional_t<(Lanes <= 32), std::uint32_t, std::uint64_t> bits[tile_keys];
+
+    bool masked() const {
+        return std::any_of(list, list + segments, [](const tile_segment& s) { return s.masked; });
+    }
+    void put(const segment_list& from, int n, const std::uint64_t* rows) {
+        segments = n;
+        std::copy(from, from + n, list);
+        if (!masked()) return;
+        for (int i = 0; i < tile_keys; ++i) bits[i] = static_cast<std::remove_reference_t<decltype(bits[i])>>(rows[i]);
+    }
+    int get(segment_list& to, std::uint64_t* rows) const {
+        std::copy(list, list + segments, to);
+        if (masked()) std::copy(bits, bits + tile_keys, rows);
+        return segments;
+    }
 };
 
 // One worker's, in memory that it is given: head, and `bytes` behind it. `begin` is called before the first block of a call.

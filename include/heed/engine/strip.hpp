@@ -175,8 +175,8 @@ public:
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         segment_list segments;
-        const int n = known ? recall(*kept, segments) : cut_tile(count, segments);
-        if (arranged::repeats && kept != nullptr && !known) keep(*kept, segments, n);
+        const int n = known ? kept->get(segments, t_.bits) : cut_tile(count, segments);
+        if (arranged::repeats && kept != nullptr && !known) kept->put(segments, n, t_.bits);
         if (n == 0) return;
         if constexpr (single)
             if (few_ && !rows_.shared() && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
@@ -307,22 +307,6 @@ private:
         const coverage seen = classify(count);
         if (seen == coverage::empty) return 0;
         return cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
-    }
-    void keep(seen_type& to, const segment_list& segments, int n) const {
-        to.segments = n;
-        std::copy(segments, segments + n, to.list);
-        if (std::any_of(segments, segments + n, [](const tile_segment& s) { return s.masked; }))
-            for (int i = 0; i < tile_keys; ++i) to.bits[i] = static_cast<std::remove_reference_t<decltype(to.bits[i])>>(t_.bits[i]);
-    }
-    int recall(const seen_type& from, segment_list& segments) const {
-        bool masked = false;
-        for (int i = 0; i < from.segments; ++i) {
-            segments[i] = from.list[i];
-            masked = masked || segments[i].masked;
-        }
-        if (masked)
-            for (int i = 0; i < tile_keys; ++i) t_.bits[i] = from.bits[i];
-        return from.segments;
     }
     coverage classify(int count) {
         coverage all = arranged::classify(*looks_[0], t_.keys, count);
