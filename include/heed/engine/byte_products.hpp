@@ -57,7 +57,8 @@ public:
 
     // Floats of memory behind the packed queries.
     static constexpr index elements(index depth) { return has::keys ? (depth + 63) / 64 * 64 * digit_rows : 0; }
-    // Whether a strip of so many queries takes this way: 1.1 to 1.2 times as fast as few_rows for 3, 1.4 for 8, slower for 2.
+    // Whether a strip of so many queries takes this way. Against few_rows it is 1.1 to 1.2 times as fast for 3 and 1.4 for 8 where keys lie
+    // in the second cache, 1.2 for 8 from memory, and slower for 2 (Intel with AMX, g++ 12.2).
     static bool takes(const Problem& p, index queries) {
         if constexpr (has::any)
             return queries >= 3 && queries <= digit_rows && takes_shape(p) && tiles_permitted();
