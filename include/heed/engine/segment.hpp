@@ -106,6 +106,14 @@ bool all_finite(const S* const* rows, int begin, int count, index features) {
     return sum((probe[0] + probe[1]) + (probe[2] + probe[3])) + rest == 0;
 }
 
+// The same of neighbours, a multiple of four.
+template <class P, class S>
+bool all_finite(const S* from, index count) {
+    const index quarter = count / 4;
+    const S* const quarters[] = {from, from + quarter, from + 2 * quarter, from + 3 * quarter};
+    return all_finite<P>(quarters, 0, 4, quarter);
+}
+
 // The same about the rows of a tile, asked once for all strips.
 enum class finiteness { unknown, finite, not_finite };
 template <class P, class S>

@@ -65,9 +65,8 @@ public:
     // Of one of several strips, or of the only one, for so many queries.
     static strip_result<T> take_result(arena& a, const Problem& p, bool several, index queries) {
         const bool few = !several && is_few(p, queries);
-        const index rows =
-            few_rows<P>::elements(tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width(), few ? queries : few_type::most_rows);
         const index width = tile_type::by_tiles ? tile_type::value_pairs(p.width()) : p.width();
+        const index rows = few_rows<P>::elements(width, few ? queries : few_type::most_rows);
         return {a.take<T>(few ? rows : std::max(width * lanes, rows)), a.take<T>(lanes_type::state_rows * lanes)};
     }
     static tile_memory<Problem> take_tile(arena& a, const Problem& p) {
@@ -220,12 +219,7 @@ public:
     }
 
     // Whether the outputs are what they would be had it been careful.
-    bool sound() const {
-        if (!assumed_ || careful_) return true;
-        const index quarter = p_.width() * lanes / 4;
-        const T* const quarters[] = {out_, out_ + quarter, out_ + 2 * quarter, out_ + 3 * quarter};
-        return all_finite<P>(quarters, 0, 4, quarter);
-    }
+    bool sound() const { return !assumed_ || careful_ || all_finite<P>(out_, p_.width() * lanes); }
 
     // Joins another part of the keys of the same queries.
     void merge(strip& other) {
