@@ -9,6 +9,7 @@
 #include <heed/engine/problem.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -82,7 +83,7 @@ private:
             if (b.count == 0) continue;
             for (int i = 0; i < b.count; ++i) b.queries[i] += what_.offset;
             if constexpr (learned) open_learned(b, sums(b.head));
-            visit_.make([&] { return arranged::visit(mask_, what_.number, b.head, b.queries, b.count, what_.key_begin, what_.key_end); });
+            visit_.emplace(arranged::visit(mask_, what_.number, b.head, b.queries, b.count, what_.key_begin, what_.key_end));
             count = (*visit_)(t_.next_keys, most);
             visits_ = count > 0;
             if (visits_)
@@ -167,7 +168,7 @@ private:
     int at_ = 0;  // the block whose keys are in next_keys
     index next_block_ = 0;
     bool visits_ = false;
-    made_later<decltype(arranged::visit(std::declval<const bound_mask&>(), 0, 0, nullptr, 0, 0, 0))> visit_;
+    std::optional<decltype(arranged::visit(std::declval<const bound_mask&>(), 0, 0, nullptr, 0, 0, 0))> visit_;
 };
 
 }  // namespace heed::inline HEED_ISA

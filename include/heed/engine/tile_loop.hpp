@@ -357,7 +357,7 @@ private:
         using cursor = decltype(visit_keys(mask, at, queries));
         std::optional<cursor> found;
         if (same < 0) found.emplace(visit_keys(mask, at, queries));
-        return [&kept, same, origin, found, number = 0](index* keys) mutable {
+        return [&kept, same, origin, found = std::move(found), number = 0](index* keys) mutable {
             if (same < 0) return (*found)(keys, static_cast<int>(tile_keys));
             return number < kept.tiles(same) ? kept.at(same, number++)->get(keys, origin) : 0;
         };
