@@ -8,6 +8,7 @@
 #include <heed/engine/band_memory.hpp>
 #include <heed/engine/few_rows.hpp>
 #include <heed/engine/pairs.hpp>
+#include <heed/engine/patterns.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/score_chain.hpp>
 #include <heed/engine/segment.hpp>
@@ -45,6 +46,7 @@ public:
     using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
+    using seen_type = seen_tile<lanes>;
     static constexpr int strips = (64 + lanes - 1) / lanes;
     static constexpr int width = strips * lanes;  // queries of a band
     using chain = score_chain<P, mods_type, tile_keys * width>;
@@ -106,7 +108,7 @@ public:
                 a.take<index>(tile_keys),
                 a.take<index>(most_bands * width),
                 a.take<index>(most_bands * width),
-                a.take<std::uint64_t>(tile_keys),
+                a.take<std::uint64_t>(strips * tile_keys),
                 a.take<finiteness>(1)};
     }
 
@@ -150,15 +152,16 @@ public:
         }
     }
 
-    // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. The mask outlives the keys that follow.
-    HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch) {
+    // Packs the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. Unless it is known what queries see the mask
+    // stays.
+    HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch, bool known) {
         const index depth = p_.depth(), values = p_.width();
         finite_ = finiteness::unknown;
         for (int s = 0; s < strips; ++s) {
             const int count = count_of(s);
             if (count == 0) break;
             const int base = s * lanes;
-            looks_[s].make([&] { return arranged::look(mask, batch, head_, positions_ + base, count); });
+            if (!known) looks_[s].make([&] { return arranged::look(mask, batch, head_, positions_ + base, count); });
             T* query = b_.query + base * depth;
             T* d_out = b_.d_out + base * values;
             T* d_query = b_.d_query + base * depth;
@@ -205,22 +208,27 @@ public:
         std::fill(b_.sums, b_.sums + summed * width, T{0});
     }
 
-    // Takes in `count` keys, whose positions, rows and gradients are in the tile memory.
+    // Takes in `count` keys, which are in the tile memory. What each strip sees of them is in `kept` if it is known, or is left there.
     template <class Mods, class Weight, class Observers>
     void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, const Observers& observers,
-                row_prefetch& next_keys, row_prefetch& next_values) {
+                row_prefetch& next_keys, row_prefetch& next_values, seen_type* kept, bool known) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
-        bool whole = count % shape::most_rows == 0;
-        for (int s = 0; s < strips && count_of(s) > 0; ++s)
-            whole = whole && arranged::classify(*looks_[s], t_.keys, count) == coverage::full;
+        // Where every strip sees all keys, they get their gradients from all queries at once.
+        segment_list cuts[strips];
+        int cut_count[strips];
+        bool whole = true;
+        for (int s = 0; s < strips && count_of(s) > 0; ++s) {
+            std::uint64_t* bits = t_.bits + s * tile_keys;
+            cut_count[s] =
+                known ? kept[s].get(cuts[s], bits) : arranged::template cut_tile<P>(*looks_[s], count_of(s), t_.keys, count, bits, cuts[s]);
+            if (arranged::repeats && kept != nullptr && !known) kept[s].put(cuts[s], cut_count[s], bits);
+            whole = whole && cut_count[s] == 1 && cuts[s][0].is_whole(count, (count_of(s) + P::lanes - 1) / P::lanes);
+        }
         for (int s = 0; s < strips && count_of(s) > 0; ++s) {
             [[maybe_unused]] const pair_lists tile{positions_ + s * lanes, t_.keys, count_of(s), count};
-            const coverage seen = whole ? coverage::full : arranged::classify(*looks_[s], t_.keys, count);
-            if (seen == coverage::empty) continue;
-            segment_list segments;
-            const int n =
-                cut<P>(seen, count_of(s), count, [&](std::uint64_t* bits) { looks_[s]->bits(t_.keys, count, bits); }, t_.bits, segments);
+            const segment_list& segments = cuts[s];
+            const int n = cut_count[s];
             if (n == 0) continue;
             strip_ = s;
             stage(batch, tile, mods_of_sequence, std::make_index_sequence<mods>{});
@@ -282,6 +290,7 @@ public:
 
 protected:
     static constexpr T none = -std::numeric_limits<T>::infinity();
+    std::uint64_t bits_of(int key) const { return t_.bits[strip_ * tile_keys + key]; }  // of the strip at hand
     index row_of(int i) const { return positions_[i] + to_row_; }
     T factor_of(int i) const { return static_cast<T>(p_.routes.factor(p_.query_batch(seq_), head_, row_of(i))); }
     // What packed queries and gradients of outputs are multiplied with.
@@ -453,7 +462,7 @@ protected:
         rule::weigh(weight);
         for (int j = 0; j < N; ++j) {
             const index lane = base + j * P::lanes, in_strip = at + j * P::lanes;
-            const std::uint64_t bits = (Masked ? t_.bits[row] : lane_bits(count_of(strip_))) >> in_strip;
+            const std::uint64_t bits = (Masked ? bits_of(row) : lane_bits(count_of(strip_))) >> in_strip;
             const auto shown = [&](const P& x) { return select(P::mask_from_bits(bits), x, P(0)); };
             if constexpr (Masked) weight[j] = shown(weight[j]);
             P d_weight = P::load(d_scores_at(row, in_strip));
@@ -522,7 +531,7 @@ protected:
     void d_query_one_by_one(const tile_segment& s) {
         for (int i = s.begin; i < s.begin + s.count; ++i)
             for (int v = s.first; v < s.first + s.vectors; ++v) {
-                const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
+                const auto visible = P::mask_from_bits(bits_of(i) >> (v * P::lanes));
                 const P d_score = P::load(d_scores_at(i, v * P::lanes));
                 for (index d = 0; d < p_.depth(); ++d) {
                     T* into = b_.d_query + strip_ * lanes * p_.depth() + d * lanes + v * P::lanes;
@@ -570,7 +579,7 @@ protected:
         };
         for (int i = s.begin; i < s.begin + s.count; ++i)
             for (int lane = 0; lane < count_of(strip_); ++lane)
-                if (t_.bits[i] >> lane & 1) {
+                if (bits_of(i) >> lane & 1) {
                     add(t_.weights, b_.d_out_panels, p_.width(), t_.d_value, t_.d_value_stride, i, lane);
                     add(t_.d_scores, b_.query_panels, p_.depth(), t_.d_key, t_.d_key_stride, i, lane);
                 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/engine/segment.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -172,6 +173,14 @@ struct arrangement {
     }
     using look_type = decltype(look(std::declval<const bound_mask&>(), 0, 0, nullptr, 0));
     static coverage classify(const look_type& look, const index* keys, int count) { return ask::classify(look, keys, count); }
+
+    // Cuts a tile into what is seen of it (engine/segment.hpp).
+    template <class P>
+    static int cut_tile(const look_type& look, int queries, const index* keys, int count, std::uint64_t* bits, segment_list& segments) {
+        const coverage seen = classify(look, keys, count);
+        if (seen == coverage::empty) return 0;
+        return cut<P>(seen, queries, count, [&](std::uint64_t* rows) { look.bits(keys, count, rows); }, bits, segments);
+    }
 
     // rows[key number * stride + query number]
     template <class Mod, class T>

@@ -89,6 +89,13 @@ public:
         return -1;
     }
     int tiles(int pattern) const { return m_->tiles[pattern]; }
+    // Whether all its keys lie in [begin, end).
+    bool inside(int pattern, index origin, index begin, index end) const {
+        const int n = tiles(pattern);
+        if (n == 0) return true;
+        const tile& last = *at(pattern, n - 1);
+        return begin <= origin + at(pattern, 0)->keys[0] && origin + last.keys[last.count - 1] < end;
+    }
     tile* at(int pattern, int number) const { return record(m_->first[pattern] + static_cast<std::size_t>(number) * stride_); }
 
     // A pattern that is not known yet: open, next for each tile, close. next gives null where the pattern cannot be kept.

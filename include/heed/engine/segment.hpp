@@ -23,6 +23,7 @@ inline constexpr index segment_keys = 16;
 struct tile_segment {
     int begin, count, first, vectors;
     bool masked;
+    bool is_whole(int keys, int all_vectors) const { return !masked && count == keys && vectors == all_vectors; }
 };
 using segment_list = tile_segment[tile_keys / segment_keys];
 

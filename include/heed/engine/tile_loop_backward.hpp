@@ -29,6 +29,7 @@ public:
     using few_type = few_band<Problem>;
     using panels = feature_panels<P>;
     using arranged = typename band_type::arranged;
+    using patterns_type = patterns<band_type::lanes>;
     static constexpr int width = band_type::width;
     static constexpr index most_bands = band_type::most_bands;
     static constexpr index block_bytes = 1024 * 1024;
@@ -47,8 +48,9 @@ public:
         for (index i = 0; i < bands_; ++i) band_type::take_band(kept, p_);
         arena tile;
         band_type::take_tile(tile, p_);
-        worker_bytes_ = page_multiple(kept.used()) + page_multiple(tile.used());
         bands_bytes_ = page_multiple(kept.used());
+        arrays_bytes_ = bands_bytes_ + page_multiple(tile.used());
+        worker_bytes_ = arrays_bytes_ + (arranged::repeats ? page_multiple(sizeof(typename patterns_type::memory)) : 0);
 
         sequences_ = p_.sequences.count(p_.whole);
         units_ = sequences_ * p_.bundles();
@@ -89,6 +91,8 @@ public:
         sums_ = reinterpret_cast<double*>(memory);
         workers_ = memory + sums_bytes_;
         std::fill(sums_, sums_ + sequences_ * p_.whole.heads * parts_ * sums_per_task_, 0.0);
+        if constexpr (arranged::repeats)
+            for (index w = 0; w < executor.workers(); ++w) patterns_type::begin(patterns_of(w));
         if constexpr (Problem::mapped) {
             const index heads = std::max(p_.dk.extent(1), p_.dv.extent(1));
             executor.bulk(sequences_ * heads, [&](index task, index) { clear_head(task / heads, task % heads); });
@@ -192,6 +196,12 @@ private:
         return all;
     }
 
+    typename patterns_type::memory* patterns_of(index worker) const {
+        if constexpr (arranged::repeats)
+            return reinterpret_cast<typename patterns_type::memory*>(workers_ + worker_bytes_ * static_cast<std::size_t>(worker) +
+                                                                     arrays_bytes_);
+        return nullptr;
+    }
     // Queries of part i by keys of part (i + round) of one unit.
     void work(index unit, index i, index round, index worker) const {
         const index number = unit / p_.bundles(), bundle = unit % p_.bundles();
@@ -239,6 +249,7 @@ private:
                     },
                     sums_of);
             }
+        patterns_type kept_patterns(patterns_of(worker), bands_ * band_type::strips);
         for (index b = 0; b < bands_; ++b) bands[b].make([&] { return band_type(p_, band_type::take_band(kept, p_), tile); });
         for (index n = i * share; n < last; ++n) {
             const index head = p_.bundle_head(bundle, n / blocks);
@@ -256,18 +267,36 @@ private:
                 for (int b = 0; b < count && round == 0; ++b) bands[b]->give_factor_gradients();
             int steps = 0;
             for (int b = 0; b < count; ++b) steps += bands[b]->steps();
-            auto visit = arranged::visit(mask, number, head, tile.queries, queries, key_begin, key_end);
-            constexpr int most = static_cast<int>(tile_keys);
-            int next = visit(tile.next_keys, most);
+            // A pattern holds for blocks all of whose keys lie in this part.
+            index pattern = -1;
+            if constexpr (arranged::repeats) pattern = mask.pattern_of(*order_, n % blocks);
+            const index origin = tile.queries[0];
+            const auto all_keys = [&](index begin, index end) {
+                return arranged::visit(mask, number, head, tile.queries, queries, begin, end);
+            };
+            int same = kept_patterns.find(pattern), at = 0;
+            bool keeps =
+                same < 0 && kept_patterns.open(pattern) && (parts_ == 1 || within(all_keys(0, rows.keys), tile, key_begin, key_end));
+            if (same >= 0 && !kept_patterns.inside(same, origin, key_begin, key_end)) same = -1;
+            std::optional<decltype(all_keys(0, 0))> found;
+            if (same < 0) found.emplace(all_keys(key_begin, key_end));
+            const auto visit = [&](index* keys) {
+                if (same < 0) return (*found)(keys, static_cast<int>(tile_keys));
+                return at < kept_patterns.tiles(same) ? kept_patterns.at(same, at)->get(keys, origin) : 0;
+            };
+            int next = visit(tile.next_keys);
             if (next == 0 && round == 0)
                 for (int q = 0; q < queries; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
             if (next > 0)
-                for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number);
+                for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number, same >= 0);
             const bool begun = next > 0;
             while (next > 0) {
                 const int tile_count = next;
                 std::copy(tile.next_keys, tile.next_keys + tile_count, tile.keys);
-                next = visit(tile.next_keys, most);
+                auto* pattern_tile = same >= 0 ? kept_patterns.at(same, at++) : keeps ? kept_patterns.next() : nullptr;
+                keeps = keeps && pattern_tile != nullptr;
+                if (keeps) pattern_tile->put(tile.keys, tile_count, origin);
+                next = visit(tile.next_keys);
                 clear_up_to(tile.keys[tile_count - 1] + 1);
                 fetch(rows, head, tile_count, tile);
                 row_prefetch next_keys, next_values;
@@ -278,14 +307,25 @@ private:
                     ahead_of_block(rows, then, list_block(rows, then, (n + 1) % blocks, tile.next_queries), steps, tile, next_keys,
                                    next_values);
                 }
-                for (int b = 0; b < count; ++b) bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values);
+                for (int b = 0; b < count; ++b)
+                    bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values,
+                                     pattern_tile != nullptr ? pattern_tile->strips() + b * band_type::strips : nullptr, same >= 0);
                 put(rows, head, tile_count, tile);
             }
+            if (keeps) kept_patterns.close(pattern);
             if (begun)
                 for (int b = 0; b < count; ++b) bands[b]->finish(sums);
             clear_up_to(key_end);
         }
         clear_up_to(key_end);
+    }
+
+    // Whether a block's keys all lie in [begin, end).
+    template <class Visit>
+    static bool within(Visit visit, const backward_tile_memory<T>& tile, index begin, index end) {
+        while (const int n = visit(tile.next_keys, static_cast<int>(tile_keys)))
+            if (tile.next_keys[0] < begin || tile.next_keys[n - 1] >= end) return false;
+        return true;
     }
 
     // Rows of one head of dK and of dV, where there are such.
@@ -410,7 +450,7 @@ private:
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
     index bands_ = 1, together_ = 1, units_ = 0, side_by_side_ = 0, sequences_ = 0, parts_ = 1, sums_per_task_ = 0;
     bool prefetches_ = false;
-    std::size_t worker_bytes_ = 0, bands_bytes_ = 0, sums_bytes_ = 0;
+    std::size_t worker_bytes_ = 0, bands_bytes_ = 0, arrays_bytes_ = 0, sums_bytes_ = 0;
     double* sums_ = nullptr;
     std::byte* workers_ = nullptr;
 };
