@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -63,6 +64,11 @@ struct material {
             fill(gain, heads * d_k, [&] { return r.uniform(0.5, 1.5); });
             fill(bias, heads * d_k, [&] { return r.normal() / 4; });
         }
+    }
+    template <class T>
+    void round_to() {
+        for (numbers* all : {&q, &k, &v, &alpha, &eta, &delta, &w1, &w2, &gain, &bias})
+            for (double& x : *all) x = static_cast<double>(static_cast<T>(x));
     }
     index width() const { return channelwise ? d_v : 1; }
     index state_size() const { return hidden == 0 ? d_v * d_k : 2 * hidden * d_k; }
