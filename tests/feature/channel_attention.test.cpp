@@ -31,9 +31,9 @@ TEST_CASE("channel attention agrees with its definition") {
               [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records, 5, 32); });
 }
 TEST_CASE("channel attention agrees with its definition over blocks of tokens and what is left of them") {
-    fuzz_gate("channel blocks float", 17, 60,
+    fuzz_gate("channel blocks float", 17, 100,
               [](random_source& r, gate_records& records) { return compare_drawn<float, heed::arch::native>(r, records, 2, 2, 80); });
-    fuzz_gate("channel blocks double", 18, 60,
+    fuzz_gate("channel blocks double", 18, 100,
               [](random_source& r, gate_records& records) { return compare_drawn<double, heed::arch::emulated<3>>(r, records, 2, 2, 40); });
 }
 TEST_CASE("channel attention agrees with its definition in vectors of three") {

@@ -253,7 +253,6 @@ public:
         for (index c = 0; c < x_.extent(1); ++c) {
             const channel s = channel_of(c, sums);
             const channel_sums z = all_of(c, sums);
-            const double w = static_cast<double>(gate_.depthwise(c));
             put(into_.channel_bias, c, z.zeroth);
             put(into_.channel_weight, c, z.normal / s.deviation);
             // With batch statistics a factor of the channel is lost but for epsilon.
@@ -440,6 +439,8 @@ private:
         T *y = own, *d_y = own + places;
         const double mean = gate_.train ? u.zeroth / entries() : 0;
         const double along = gate_.train ? u.first / (s.deviation * s.deviation * entries()) : 0;
+        // What maxima are counted from: where all that count are the same, their sum is that of the gradients alone.
+        const index near = gate_.train ? 0 : std::find_if(d_score, d_score + places, [](double d) { return d != 0; }) - d_score;
         for (index p = 0; p < places; ++p) {
             const double normal = gate_.train ? static_cast<double>(score[p]) - s.mean : 0;
             d_score[p] = s.slope * (d_score[p] - mean - normal * along);
@@ -448,7 +449,11 @@ private:
             const channel of = channel_of(c, memory.sums);
             double* part = channel_part(memory.sums, b, c);
             maps_.activate(rows(x_, b, c), static_cast<T>(of.slope), static_cast<T>(of.start), y);
-            part[2] = maps_.pool_backward(y, d_score, gate_.pointwise(c), base_of(c, of), d_y);
+            const T level = maps_.maximum_at(rows(x_, gate_.train ? 0 : b, c), static_cast<T>(of.slope), static_cast<T>(of.start),
+                                             near < places ? near : 0);
+            part[2] = maps_.pool_backward(y, d_score, gate_.pointwise(c), level, d_y);
+            // With batch statistics the gradients of scores sum to 0.
+            if (!gate_.train) part[2] += static_cast<double>(level) * (s.slope * score_part(memory.sums, pair)[2]);
             part[0] = part[1] = part[3] = 0;
             part[4] = part[5] = 0;
             const double w = static_cast<double>(gate_.depthwise(c)), base = gate_.train ? of.mean : 0;
@@ -464,10 +469,6 @@ private:
                 part[3] += static_cast<double>(d) * (w * x + start);
             });
         }
-    }
-    // What maxima of a channel are counted from: where they are all the same their sum is that of the gradients alone.
-    T base_of(index c, const channel& of) const {
-        return maps_.first_maximum(rows(x_, 0, c), static_cast<T>(of.slope), static_cast<T>(of.start));
     }
     struct channel_sums {
         double zeroth = 0, first = 0, pointwise = 0, normal = 0;
@@ -487,7 +488,6 @@ private:
         // The sum of the gradients of scores, 0 with batch statistics.
         const index g = c / size_;
         const double all = gate_.train ? 0 : score_of(g, sums).slope * all_scores(g, sums).zeroth;
-        z.pointwise += static_cast<double>(base_of(c, channel_of(c, sums))) * all;
         // As with scores, if the others are smaller.
         if (more < 0 && std::isfinite(z.zeroth)) z.zeroth = static_cast<double>(gate_.pointwise(c)) * all - others;
         return z;

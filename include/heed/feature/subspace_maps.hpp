@@ -149,13 +149,14 @@ public:
             y[p] = e <= 0 ? T{0} : e;
         });
     }
-    // 3x3 maximum of relu(slope x + start) at the first place.
+    // 3x3 maximum of relu(slope x + start) at a place.
     template <class T>
-    T first_maximum(const map_rows<const T>& x, T slope, T start) const {
+    T maximum_at(const map_rows<const T>& x, T slope, T start, index place) const {
+        const index r = place / width, q = place % width;
         T most{0};
-        for (index r = 0; r < std::min<index>(2, height); ++r)
-            for (index q = 0; q < std::min<index>(2, width); ++q)
-                if (const T e = std::fma(x[r][q], slope, start); !(e <= most)) most = e;
+        for (index i = std::max<index>(0, r - 1); i <= std::min(height - 1, r + 1); ++i)
+            for (index j = std::max<index>(0, q - 1); j <= std::min(width - 1, q + 1); ++j)
+                if (const T e = std::fma(x[i][j], slope, start); !(e <= most)) most = e;
         return most;
     }
     // d_y of weight * (3x3 maximum of y), to the first of equals; returns the sum of d_score times the maxima less `base`.
