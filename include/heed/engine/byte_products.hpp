@@ -74,7 +74,8 @@ public:
     static constexpr index key_steps() { return tile_keys / 2; }
     static constexpr index value_steps(index width) { return width / 4; }
 
-    byte_products(typename Problem::T* digits, const byte_memory<Problem>& memory) : digits_(reinterpret_cast<std::int8_t*>(digits)), memory_(memory) {}
+    byte_products(typename Problem::T* digits, const byte_memory<Problem>& memory)
+        : digits_(reinterpret_cast<std::int8_t*>(digits)), memory_(memory) {}
 
     void begin([[maybe_unused]] const Problem& p, [[maybe_unused]] const T* const* rows, int count, [[maybe_unused]] T factor) {
         taken_ = takes(p, count);
