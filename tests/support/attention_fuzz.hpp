@@ -145,6 +145,8 @@ void fuzz_attention(const char* name, int count, bool packed, Draw&& draw) {
     }
     std::printf("%-24s seed %llu: %5d calls, rms error in units: out %.3f (naive %.3f), lse %.3f (naive %.3f)\n", name,
                 static_cast<unsigned long long>(test_seed()), count, outs.engine(), outs.naive(), lses.engine(), lses.naive());
+    // A mean over n calls scatters by some 4 / sqrt(n) of itself, so a part of them, as under sanitizers, is none.
+    if (fuzz_divisor > 1) return;
     CHECK(outs.engine() <= 2 * outs.naive());
     CHECK(lses.engine() <= 2 * lses.naive());
 }
