@@ -129,7 +129,7 @@ std::string compare_call(random_source& r, const call_shape& s, error_record& ou
 // Draws `count` calls; draw(random, shape, call) makes the policies of one and ends in call(policies...).
 template <class T, class Arch = heed::arch::native, class Draw>
 void fuzz_attention(const char* name, int count, bool packed, Draw&& draw) {
-    count = std::max(1, count / fuzz_divisor);
+    count = std::max(std::min(count, 100), count / fuzz_divisor);  // a mean over fewer scatters too far
     error_record outs, lses;
     std::uint64_t stream = 0;
     for (const char* c = name; *c != 0; ++c) stream = stream * 131 + static_cast<unsigned char>(*c);
@@ -145,8 +145,6 @@ void fuzz_attention(const char* name, int count, bool packed, Draw&& draw) {
     }
     std::printf("%-24s seed %llu: %5d calls, rms error in units: out %.3f (naive %.3f), lse %.3f (naive %.3f)\n", name,
                 static_cast<unsigned long long>(test_seed()), count, outs.engine(), outs.naive(), lses.engine(), lses.naive());
-    // A mean over n calls scatters by some 4 / sqrt(n) of itself, so a part of them, as under sanitizers, is none.
-    if (fuzz_divisor > 1) return;
     CHECK(outs.engine() <= 2 * outs.naive());
     CHECK(lses.engine() <= 2 * lses.naive());
 }
