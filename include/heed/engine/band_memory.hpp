@@ -32,6 +32,16 @@ struct backward_tile_memory {
     // Gradients of the tile's keys and values, in place or in the padded rows.
     T *d_key = nullptr, *d_value = nullptr;
     index d_key_stride = 0, d_value_stride = 0;
+
+    // Squares of the tile's keys, whose gradients are 0 yet.
+    void square_keys(int count, index depth) const {
+        for (int i = 0; i < count; ++i) {
+            T square = 0;
+            for (index d = 0; d < depth; ++d) square += key_rows[i][d] * key_rows[i][d];
+            key_square[i] = square;
+            d_key_square[i] = 0;
+        }
+    }
 };
 
 }  // namespace heed::inline HEED_ISA

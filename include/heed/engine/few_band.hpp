@@ -49,7 +49,7 @@ public:
     // Takes the rows of Q and dO; dQ starts from 0, or from what earlier keys left in dq. The mask outlives the keys that follow.
     HEED_NOINLINE void begin(bool fresh, const bound_mask& mask, index batch) {
         const index depth = p_.depth(), values = p_.width();
-        for (int h = 0; h < heads_; ++h)
+        for (int h = 0; h < heads(); ++h)
             looks_of_heads_[h].make([&] { return arranged::look(mask, batch, first_head_ + h, positions_ + h * of_head_, of_head_); });
         finite_ = finiteness::unknown;
         for (int i = 0; i < count_; ++i) {
@@ -89,13 +89,13 @@ public:
     HEED_NOINLINE int keep_visible(int count) {
         const coverage first = arranged::classify(*looks_of_heads_[0], t_.keys, count);
         bool alike = first != coverage::partial;
-        for (int h = 1; h < heads_ && alike; ++h) alike = arranged::classify(*looks_of_heads_[h], t_.keys, count) == first;
+        for (int h = 1; h < heads() && alike; ++h) alike = arranged::classify(*looks_of_heads_[h], t_.keys, count) == first;
         masked_ = !alike;
         if (alike) return first == coverage::full ? count : 0;
         const std::uint64_t all = lane_bits(count_);
         std::uint64_t every = all;
         looks_of_heads_[0]->bits(t_.keys, count, t_.bits);
-        for (int h = 1; h < heads_; ++h) {
+        for (int h = 1; h < heads(); ++h) {
             std::uint64_t more[tile_keys];
             looks_of_heads_[h]->bits(t_.keys, count, more);
             for (int k = 0; k < count; ++k) t_.bits[k] |= more[k] << (h * of_head_);
@@ -174,6 +174,7 @@ private:
     using rule = typename base::rule;
     using base::b_, base::count_, base::finite_, base::head_, base::none, base::p_, base::positions_, base::seq_, base::strip_, base::t_;
 
+    int heads() const { return joins ? heads_ : 1; }
     index head_of(int i) const { return first_head_ + i / of_head_; }
     T* query_row(int i) const { return b_.query_panels + i * shape::padded(p_.depth()); }
     T* d_out_row(int i) const { return b_.d_out_panels + i * shape::padded(p_.width()); }

@@ -120,13 +120,7 @@ private:
         }
         places_of(p_.dk, key_head, t_.keys, count, band_.d_keys());
         places_of(p_.dv, value_head, t_.keys, count, band_.d_values());
-        if constexpr (Problem::similarity_type::uses_squares)
-            for (int i = 0; i < count; ++i) {
-                T square = 0;
-                for (index d = 0; d < p_.depth(); ++d) square += t_.key_rows[i][d] * t_.key_rows[i][d];
-                t_.key_square[i] = square;
-                t_.d_key_square[i] = 0;
-            }
+        if constexpr (Problem::similarity_type::uses_squares) t_.square_keys(count, p_.depth());
     }
     // Rows of the next tile and of its gradients, to be prefetched.
     void ahead(int count, row_prefetch& keys, row_prefetch& values) const {

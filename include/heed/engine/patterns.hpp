@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 
 namespace heed::inline HEED_ISA {
@@ -128,6 +129,45 @@ private:
 
     memory* m_;
     std::size_t stride_;
+};
+
+// A block's way through its tiles: those of a known pattern, or the ones that a cursor finds, which are kept if they may be. Without
+// Repeats no block has a pattern.
+template <int Lanes, bool Repeats, class Cursor>
+class pattern_visit {
+public:
+    // known: the pattern's place, or -1; find() makes the cursor.
+    template <class Find>
+    pattern_visit(patterns<Lanes>& kept, index pattern, int known, bool keeps, index origin, Find&& find)
+        : kept_(kept), pattern_(pattern), origin_(origin), known_(known), keeps_(keeps) {
+        if (!Repeats || known < 0) found_.emplace(find());
+    }
+    bool known() const { return Repeats && known_ >= 0; }
+    // Writes the keys of the next tile and returns their number, 0 at the end.
+    int operator()(index* keys) {
+        if (!known()) return (*found_)(keys, static_cast<int>(tile_keys));
+        return read_ < kept_.tiles(known_) ? kept_.at(known_, read_++)->get(keys, origin_) : 0;
+    }
+    // Where it stands what strips see of a tile, taken in the order of tiles, or where to leave it; null: nowhere.
+    seen_tile<Lanes>* take([[maybe_unused]] const index* keys, [[maybe_unused]] int count) {
+        if constexpr (!Repeats) return nullptr;
+        if (known()) return kept_.at(known_, taken_++)->strips();
+        auto* t = keeps_ ? kept_.next() : nullptr;
+        keeps_ = t != nullptr;
+        if (!keeps_) return nullptr;
+        t->put(keys, count, origin_);
+        return t->strips();
+    }
+    void close() {
+        if (Repeats && keeps_) kept_.close(pattern_);
+    }
+
+private:
+    patterns<Lanes>& kept_;
+    index pattern_, origin_;
+    int known_, read_ = 0, taken_ = 0;
+    bool keeps_;
+    std::optional<Cursor> found_;
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -351,16 +351,11 @@ private:
         return arranged::visit(mask, at.number, at.head, queries, static_cast<int>(at.queries / at.together), at.begin, at.end);
     }
 
-    // Writes the next keys of a block: those of a known pattern, or the ones that the mask's cursor finds.
-    auto visit_tiles(const patterns_type& kept, int same, index origin, const typename arranged::bound_mask& mask, const place& at,
+    // The tiles of a block of which `same` is the known pattern.
+    auto visit_tiles(patterns_type& kept, index pattern, int same, bool keeps, const typename arranged::bound_mask& mask, const place& at,
                      const index* queries) const {
-        using cursor = decltype(visit_keys(mask, at, queries));
-        std::optional<cursor> found;
-        if (same < 0) found.emplace(visit_keys(mask, at, queries));
-        return [&kept, same, origin, found = std::move(found), number = 0](index* keys) mutable {
-            if (same < 0) return (*found)(keys, static_cast<int>(tile_keys));
-            return number < kept.tiles(same) ? kept.at(same, number++)->get(keys, origin) : 0;
-        };
+        const auto find = [&] { return visit_keys(mask, at, queries); };
+        return pattern_visit<lanes, arranged::repeats, decltype(find())>(kept, pattern, same, keeps, queries[0], find);
     }
 
     void work(index task, index worker) const {
@@ -381,27 +376,23 @@ private:
         }
         to_positions(at, tile.queries);
         patterns_type kept(arranged::repeats ? patterns_of(worker) : nullptr, most_block_);
-        const index pattern = pattern_of(mask, w, at.block), origin = tile.queries[0];
+        const index pattern = pattern_of(mask, w, at.block);
         for (bool again = false, sound = false; !sound; again = true) {
             const int same = again ? -1 : kept.find(pattern);
-            bool keeps = same < 0 && !again && kept.open(pattern);
-            int number = 0;
-            auto visit = visit_tiles(kept, same, origin, mask, at, tile.queries);
+            auto visit = visit_tiles(kept, pattern, same, same < 0 && !again && kept.open(pattern), mask, at, tile.queries);
             int next = visit(tile.next_keys);
             // The first rows come while the queries are transposed.
             row_prefetch first_keys, first_values;
             if (prefetches_ && !at.shared && !again && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
             first_keys.step();
             first_values.step();
-            for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number, same >= 0, again);
+            for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number, visit.known(), again);
 
             for (bool known = false; next > 0;) {
                 const int count = next;
                 std::memcpy(tile.keys, tile.next_keys, sizeof(index) * tile_keys);
                 if (!at.shared) fetch(at, count, tile, known);
-                typename patterns_type::tile* pattern_tile = same >= 0 ? kept.at(same, number++) : keeps ? kept.next() : nullptr;
-                keeps = keeps && pattern_tile != nullptr;
-                if (keeps) pattern_tile->put(tile.keys, count, origin);
+                auto* seen = visit.take(tile.keys, count);
                 next = visit(tile.next_keys);
                 row_prefetch next_keys, next_values;
                 *tile.next_count = prefetches_ ? next : -1;
@@ -413,10 +404,10 @@ private:
                 else if (prefetches_ && task > 0 && !again)
                     ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, kept, next_keys, next_values);
                 for (index i = 0; i < at.count; ++i)
-                    strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values,
-                                      pattern_tile != nullptr ? pattern_tile->strips() + i : nullptr, same >= 0);
+                    strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values, seen != nullptr ? seen + i : nullptr,
+                                      visit.known());
             }
-            if (keeps) kept.close(pattern);
+            visit.close();
             sound = true;
             for (index i = 0; i < at.count; ++i) sound = sound && strips[i]->sound();
         }
@@ -452,7 +443,7 @@ private:
 
     // Rows of the task that is likely to be next on this thread, and of its first tile.
     void ahead_of_task(const place& now, const typename arranged::bound_mask& mask, index task, index key_steps, index value_steps,
-                       const tile_memory<Problem>& tile, const patterns_type& kept, row_prefetch& keys, row_prefetch& values) const {
+                       const tile_memory<Problem>& tile, patterns_type& kept, row_prefetch& keys, row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0 || at.shared) return;
@@ -468,7 +459,7 @@ private:
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys) {
             to_positions(at, tile.next_queries);
             const int same = kept.find(pattern_of(mask, share_of(task), at.block));
-            count = visit_tiles(kept, same, tile.next_queries[0], mask, at, tile.next_queries)(tile.next_keys);
+            count = visit_tiles(kept, -1, same, false, mask, at, tile.next_queries)(tile.next_keys);
         }
         ahead(at, count, key_steps, value_steps, tile, keys, values);
         if (lying) keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);

@@ -267,35 +267,31 @@ private:
                 for (int b = 0; b < count && round == 0; ++b) bands[b]->give_factor_gradients();
             int steps = 0;
             for (int b = 0; b < count; ++b) steps += bands[b]->steps();
-            // A pattern holds for blocks all of whose keys lie in this part.
-            index pattern = -1;
-            if constexpr (arranged::repeats) pattern = mask.pattern_of(*order_, n % blocks);
-            const index origin = tile.queries[0];
-            const auto all_keys = [&](index begin, index end) {
+            const auto keys_in = [&](index begin, index end) {
                 return arranged::visit(mask, number, head, tile.queries, queries, begin, end);
             };
-            int same = kept_patterns.find(pattern), at = 0;
-            bool keeps =
-                same < 0 && kept_patterns.open(pattern) && (parts_ == 1 || within(all_keys(0, rows.keys), tile, key_begin, key_end));
-            if (same >= 0 && !kept_patterns.inside(same, origin, key_begin, key_end)) same = -1;
-            std::optional<decltype(all_keys(0, 0))> found;
-            if (same < 0) found.emplace(all_keys(key_begin, key_end));
-            const auto visit = [&](index* keys) {
-                if (same < 0) return (*found)(keys, static_cast<int>(tile_keys));
-                return at < kept_patterns.tiles(same) ? kept_patterns.at(same, at)->get(keys, origin) : 0;
-            };
+            // A pattern holds for blocks all of whose keys lie in this part.
+            index pattern = -1;
+            int same = -1;
+            bool keeps = false;
+            if constexpr (arranged::repeats) {
+                pattern = mask.pattern_of(*order_, n % blocks);
+                same = kept_patterns.find(pattern);
+                keeps = same < 0 && kept_patterns.open(pattern) && (parts_ == 1 || within(keys_in(0, rows.keys), tile, key_begin, key_end));
+                if (same >= 0 && !kept_patterns.inside(same, tile.queries[0], key_begin, key_end)) same = -1;
+            }
+            pattern_visit<band_type::lanes, arranged::repeats, decltype(keys_in(0, 0))> visit(
+                kept_patterns, pattern, same, keeps, tile.queries[0], [&] { return keys_in(key_begin, key_end); });
             int next = visit(tile.next_keys);
             if (next == 0 && round == 0)
                 for (int q = 0; q < queries; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
             if (next > 0)
-                for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number, same >= 0);
+                for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number, visit.known());
             const bool begun = next > 0;
             while (next > 0) {
                 const int tile_count = next;
                 std::copy(tile.next_keys, tile.next_keys + tile_count, tile.keys);
-                auto* pattern_tile = same >= 0 ? kept_patterns.at(same, at++) : keeps ? kept_patterns.next() : nullptr;
-                keeps = keeps && pattern_tile != nullptr;
-                if (keeps) pattern_tile->put(tile.keys, tile_count, origin);
+                auto* seen = visit.take(tile.keys, tile_count);
                 next = visit(tile.next_keys);
                 clear_up_to(tile.keys[tile_count - 1] + 1);
                 fetch(rows, head, tile_count, tile);
@@ -309,10 +305,10 @@ private:
                 }
                 for (int b = 0; b < count; ++b)
                     bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values,
-                                     pattern_tile != nullptr ? pattern_tile->strips() + b * band_type::strips : nullptr, same >= 0);
+                                     seen != nullptr ? seen + b * band_type::strips : nullptr, visit.known());
                 put(rows, head, tile_count, tile);
             }
-            if (keeps) kept_patterns.close(pattern);
+            visit.close();
             if (begun)
                 for (int b = 0; b < count; ++b) bands[b]->finish(sums);
             clear_up_to(key_end);
@@ -358,13 +354,7 @@ private:
             tile.key_rows[i] = tile.key_rows[count - 1];
             tile.value_rows[i] = tile.value_rows[count - 1];
         }
-        if constexpr (Problem::similarity_type::uses_squares)
-            for (int i = 0; i < count; ++i) {
-                T square = 0;
-                for (index d = 0; d < p_.depth(); ++d) square += tile.key_rows[i][d] * tile.key_rows[i][d];
-                tile.key_square[i] = square;
-                tile.d_key_square[i] = 0;
-            }
+        if constexpr (Problem::similarity_type::uses_squares) tile.square_keys(count, p_.depth());
         const auto load = [&](const view<T, 4>& from, index of_head, T* padded_rows, T*& at, index& stride) {
             const index features = from.extent(3);
             const auto row = [&](int i) { return from.data + from.offset(rows.batch, of_head, rows.key_begin + tile.keys[i], index{0}); };
