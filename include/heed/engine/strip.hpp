@@ -214,7 +214,10 @@ public:
             if (segments[i].masked && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
                 values_one_by_one(segments[i]);
             else
-                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
+                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
+                    constexpr int N = decltype(v)::value;
+                    next_values.crowded() ? values<N, true>(s, overwrites && i == 0) : values<N, false>(s, overwrites && i == 0);
+                });
         }
     }
 
@@ -357,7 +360,8 @@ private:
                         constexpr form Form = decltype(heads)::value;
                         if constexpr (has_pairs)
                             if (paired_) return weigh_rows<N, Masked, Form, true>(s, batch, count, mods_of_sequence);
-                        score_rows<N, Masked, Form>(s, batch, count, mods_of_sequence);
+                        if (next_keys_->crowded()) return score_rows<N, Masked, Form, true>(s, batch, count, mods_of_sequence);
+                        score_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
                     };
                     if constexpr (mods > 0 && most_parts > 1)
                         if (!alike_) return weigh(std::integral_constant<form, form::several_heads>{});
@@ -373,8 +377,8 @@ private:
     // What the lanes of a strip hold.
     enum class form { one_head, several_heads, few };
 
-    // P^T = weights of K Q^T.
-    template <int N, bool Masked, form Form, class Mods>
+    // P^T = weights of K Q^T. Crowded: so is the prefetching, which goes on inside of products. The loop of the others stays free of it.
+    template <int N, bool Masked, form Form, bool Crowded, class Mods>
     HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] int count,
                                   [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
@@ -382,14 +386,18 @@ private:
         const index depth = p_.depth();
         const index at = static_cast<index>(s.first) * P::lanes;
         const T* query = s_.query + at;
+        [[maybe_unused]] const int lines = next_keys_->lines_per_part(register_tile<M, N, P>::stops(depth));
         for (int i = s.begin; i < s.begin + s.count; i += M) {
-            next_keys_->step();
+            if constexpr (!Crowded) next_keys_->step();
             register_tile<M, N, P> tile;
             if constexpr (plain)
                 tile.start_from(state_.start() + at);
             else
                 tile.zero();
-            tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            if constexpr (Crowded)
+                tile.multiply_rows(t_.key_rows + i, depth, query, lanes, [&] { next_keys_->part(lines); });
+            else
+                tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
@@ -523,21 +531,21 @@ private:
     }
 
     // O^T += V^T P^T.
-    template <int N>
+    template <int N, bool Crowded>
     HEED_NOINLINE void values(const tile_segment& s, bool overwrites) {
         constexpr int M = shape::rows(N);
         const index width = p_.width();
         const index at = static_cast<index>(s.first) * P::lanes;
         index d = 0;
         for (; d + M <= width; d += M) {
-            next_values_->step();
-            add_values<M, N>(s, d, at, overwrites);
+            if constexpr (!Crowded) next_values_->step();
+            add_values<M, N, Crowded>(s, d, at, overwrites);
         }
         if constexpr (M > 4)
             for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at, overwrites);
         for (; d < width; ++d) add_values<1, N>(s, d, at, overwrites);
     }
-    template <int M, int N>
+    template <int M, int N, bool Crowded = false>
     HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
         register_tile<M, N, P> tile;
         T* out = out_ + d * lanes + at;
@@ -545,7 +553,14 @@ private:
             tile.zero();
         else
             tile.load(out, lanes);
-        tile.multiply_columns(t_.value_rows + s.begin, d, s.count, t_.weights + s.begin * lanes + at, lanes);
+        const T* const* rows = t_.value_rows + s.begin;
+        const T* weights = t_.weights + s.begin * lanes + at;
+        if constexpr (Crowded) {
+            const int lines = next_values_->lines_per_part(tile.stops(s.count));
+            tile.multiply_columns(rows, d, s.count, weights, lanes, [&] { next_values_->part(lines); });
+        } else {
+            tile.multiply_columns(rows, d, s.count, weights, lanes);
+        }
         tile.store(out, lanes);
     }
 

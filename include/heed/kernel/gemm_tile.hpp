@@ -83,6 +83,17 @@ struct register_tile {
             b += stride;
         }
     }
+    // The same with something to do between the steps, from the first on.
+    template <class Between>
+    HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride, Between&& between) {
+        const T* a[M];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i) a[i] = rows[i];
+        steps_between(depth, between, [&](index k) {
+            step([&](int i) { return a[i][k]; }, b);
+            b += stride;
+        });
+    }
     // The same of pairs: A(m, k) = rows[m][2 k] and the number behind it.
     HEED_INLINE void multiply_row_pairs(const bfloat16* const* rows, index depth, const T* b, index stride) {
         const bfloat16* a[M];
@@ -115,8 +126,30 @@ struct register_tile {
             b += stride;
         }
     }
+    template <class Between>
+    HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride, Between&& between) {
+        steps_between(depth, between, [&](index k) {
+            const T* a = rows[k] + column;
+            step([&](int i) { return a[i]; }, b);
+            b += stride;
+        });
+    }
+    // How often a product of this depth stops between its steps.
+    static constexpr int stops(index depth) { return static_cast<int>((depth + steps_at_once - 1) / steps_at_once); }
 
 private:
+    static constexpr index steps_at_once = 8;
+    template <class Between, class Step>
+    HEED_INLINE static void steps_between(index depth, Between&& between, Step&& one) {
+        index k = 0;
+        for (; k + steps_at_once <= depth; k += steps_at_once) {
+            between();
+#pragma GCC unroll 8
+            for (index i = 0; i < steps_at_once; ++i) one(k + i);
+        }
+        if (k < depth) between();
+        for (; k < depth; ++k) one(k);
+    }
     HEED_INLINE static T pair_at(const bfloat16* from) {
         T both;
         __builtin_memcpy(&both, from, sizeof both);

@@ -31,10 +31,17 @@ public:
         more_bytes_ = more.bytes_;
         lines_per_step_ += more.lines_per_step_;
     }
+    // With more, a step is better cut into `parts` calls of part.
+    bool crowded() const { return lines_per_step_ > 8; }
+    int lines_per_part(int parts) const { return (lines_per_step_ + parts - 1) / parts; }
     template <int Cache = 2>
     HEED_INLINE void step() {
+        part<Cache>(lines_per_step_);
+    }
+    template <int Cache = 2>
+    HEED_INLINE void part(int lines) {
         const char *at = at_, *end = end_;
-        for (int i = lines_per_step_; i > 0; --i) {
+        for (int i = lines; i > 0; --i) {
             if (at >= end) {
                 if (left_ == 0) {
                     if (more_left_ == 0) break;
