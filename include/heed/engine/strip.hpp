@@ -202,7 +202,10 @@ public:
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
         const auto all = [&] { return n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_; };
-        if (in_rows_) return pairs_.add_values_to_rows(segments, n, count, all(), overwrites, next_values);
+        if (in_rows_) {
+            assumed_ = true;
+            return pairs_.add_values_to_rows(segments, n, count, count_, all(), careful_, overwrites, next_values);
+        }
         if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
             std::fill(out_, out_ + p_.width() * lanes, T{0});
             overwrites = false;
@@ -222,7 +225,10 @@ public:
     }
 
     // Whether the outputs are what they would be had it been careful.
-    bool sound() const { return !assumed_ || careful_ || all_finite<P>(out_, p_.width() * lanes); }
+    bool sound() const {
+        const index elements = in_rows_ ? count_ * pair_products_of<Problem>::row_stride(p_.width()) : p_.width() * lanes;
+        return !assumed_ || careful_ || all_finite<P>(out_, elements);
+    }
 
     // Joins another part of the keys of the same queries.
     void merge(strip& other) {

@@ -21,7 +21,11 @@ public:
           left_(count),
           bytes_(features * static_cast<index>(sizeof(S))),
           lines_per_step_(static_cast<int>((count * ((bytes_ + 63) / 64) + steps - 1) / steps)),
-          skips_followers_(skips_followers) {}
+          skips_followers_(skips_followers) {
+        const int lines_per_row = static_cast<int>((bytes_ + 127) / 128 * 2);
+        if (!skips_followers && lines_per_row > 0 && lines_per_step_ >= lines_per_row)
+            rows_per_step_ = (lines_per_step_ + lines_per_row - 1) / lines_per_row;
+    }
     // Other rows behind them.
     template <class S>
     void and_then(const S* const* rows, int count, index features, index steps) {
@@ -66,11 +70,25 @@ public:
         end_ = end;
     }
 
+    // The same by whole rows where a step takes some: three instructions a line instead of ten.
+    HEED_INLINE void step_rows() {
+        if (rows_per_step_ == 0 || rows_per_step_ > left_ || at_ < end_) return step();
+        for (int i = 0; i < rows_per_step_; ++i, rows_ += sizeof(const char*)) {
+            const char* row;
+            __builtin_memcpy(&row, rows_, sizeof row);
+            for (index at = 0; at < bytes_; at += 128) {
+                prefetch(row + at);
+                prefetch(row + at + 64);
+            }
+        }
+        left_ -= rows_per_step_;
+    }
+
 private:
     const char *rows_ = nullptr, *at_ = nullptr, *end_ = nullptr, *more_rows_ = nullptr;
     int left_ = 0, more_left_ = 0;
     index bytes_ = 0, more_bytes_ = 0;
-    int lines_per_step_ = 0;
+    int lines_per_step_ = 0, rows_per_step_ = 0;
     bool skips_followers_ = false;
 };
 
