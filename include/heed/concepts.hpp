@@ -175,6 +175,7 @@ concept Accumulator = requires(const A& a, index i, std::span<double> row) {
 //   definition(policy, parameter, scores, keys, query), a type   as `weigh`, of one row in double, with lse and back(...)
 //   solver_type<P>, for a strip in lanes           forward(keys) leaves y and start, so that weights are w (start + k y) factor;
 //                                                  backward(keys, d_out, d_lse) the adjoint of y; `keys` is an engine/key_passes.hpp
+//   void keep_none(b, h, row, depth)               told of rows that a router leaves out
 //   void report(door, rows)                        told after a call how many rows had no unique solution
 //   void collect(into, b, h, row, gradient)        for with_gradient, row by row in a fixed order
 // Law: an empty row gives weights 0 and lse -inf. Parts of the keys do not merge. Smallest model: accumulate/local_linear.hpp.
