@@ -159,7 +159,8 @@ public:
         const spans& found = head_.found;
         begin = std::max(begin, head_.first_row);
         if (begin >= end) return;
-        const index count = end - begin, slots = found.slots, width = out_.extent(3), first = found.first[static_cast<std::size_t>(head_.b)];
+        const index count = end - begin, slots = found.slots, width = out_.extent(3),
+                    first = found.first[static_cast<std::size_t>(head_.b)];
         const auto query = [&](index i) { return &head_.q(0, 0, begin - head_.first_row + i % count, 0); };
         std::vector<std::int32_t> from(static_cast<std::size_t>(count)), to(from.size());
         for (index i = 0; i < count && found.window > 0; ++i) {
@@ -169,11 +170,13 @@ public:
         }
         rows_with_lse<T> window(count, width, 0);
         std::vector<T> reference(from.size());
-        runs_.attend(from, to, rows_of_runs{query, [&](index i) { return window.row(i); }, [&](index i, const T* o, T total, T of) {
-                         set_row(window.row(i), o, width);
-                         window.number(i) = total;
-                         reference[static_cast<std::size_t>(i)] = of;
-                     }});
+        runs_.attend(from, to,
+                     rows_of_runs{query, [&](index i) { return window.row(i); },
+                                  [&](index i, const T* o, T total, T of) {
+                                      set_row(window.row(i), o, width);
+                                      window.number(i) = total;
+                                      reference[static_cast<std::size_t>(i)] = of;
+                                  }});
 
         std::vector<double> gate(static_cast<std::size_t>(count * slots)), of_window(from.size());
         from.assign(gate.size(), 0);
@@ -192,17 +195,20 @@ public:
             }
         }
         const auto written = [&](index run) { return &out_(head_.b, head_.h, begin + run % count, 0); };
-        runs_.attend(from, to, rows_of_runs{query, written, [&](index run, const T* o, T total, T of) {
-            const index i = run % count, n = run / count;
-            const double g = gate[static_cast<std::size_t>(i * slots + n)], seen = window.number(i);
-            // Both in powers of two of one reference.
-            const double apart = seen == 0 || total == 0 ? 0 : double{of} - reference[static_cast<std::size_t>(i)];
-            const double of_seen = apart > 0 ? std::exp2(-apart) : 1, of_span = apart < 0 ? std::exp2(apart) : 1;
-            const double all = of_seen * seen + of_span * total;
-            if (all == 0) return;
-            if (seen != 0) of_window[static_cast<std::size_t>(i)] += g * of_seen / all;
-            if (total != 0 && of_span != 0) add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
-        }});
+        runs_.attend(from, to,
+                     rows_of_runs{query, written, [&](index run, const T* o, T total, T of) {
+                                      const index i = run % count, n = run / count;
+                                      const double g = gate[static_cast<std::size_t>(i * slots + n)], seen = window.number(i);
+                                      // Both in powers of two of one reference.
+                                      const double apart =
+                                          seen == 0 || total == 0 ? 0 : double{of} - reference[static_cast<std::size_t>(i)];
+                                      const double of_seen = apart > 0 ? std::exp2(-apart) : 1, of_span = apart < 0 ? std::exp2(apart) : 1;
+                                      const double all = of_seen * seen + of_span * total;
+                                      if (all == 0) return;
+                                      if (seen != 0) of_window[static_cast<std::size_t>(i)] += g * of_seen / all;
+                                      if (total != 0 && of_span != 0)
+                                          add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
+                                  }});
         for (index i = 0; i < count; ++i)
             if (const double w = of_window[static_cast<std::size_t>(i)]; w != 0)
                 add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), static_cast<T>(w), width);

@@ -75,7 +75,8 @@ public:
             for (std::size_t first = 0; first < going_.size(); first += group) {
                 const std::size_t until = awaited_.size() * (first + group) / going_.size();
                 for (; fetched < std::min(until, awaited_.size()); ++fetched)
-                    for (index d = 0; d < std::max(depth_, v_.extent(3)); d += 64 / static_cast<index>(sizeof(T))) prefetch(awaited_[fetched] + d);
+                    for (index d = 0; d < std::max(depth_, v_.extent(3)); d += 64 / static_cast<index>(sizeof(T)))
+                        prefetch(awaited_[fetched] + d);
                 take_rows(going_.data() + first, static_cast<int>(std::min<std::size_t>(group, going_.size() - first)));
             }
             std::size_t kept = staying;
@@ -146,7 +147,8 @@ private:
     }
     void take_keys() {
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
-        transpose_into(rows_apart<const T>{&k_(0, 0, tile_, 0), k_.stride(2)}, count_, depth_, rows_apart<T>{keys_.data(), tile_keys}, unit_);
+        transpose_into(rows_apart<const T>{&k_(0, 0, tile_, 0), k_.stride(2)}, count_, depth_, rows_apart<T>{keys_.data(), tile_keys},
+                       unit_);
         for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_.data() + j * width_);
         finite_ = finiteness::unknown;
     }
@@ -201,8 +203,7 @@ private:
         }
         const int first = low / P::lanes, vectors = (high + P::lanes - 1) / P::lanes - first;
         bool masked = false;
-        for (int i = 0; i < group; ++i)
-            masked = masked || g.begin[i] != first * P::lanes || g.end[i] != (first + vectors) * P::lanes;
+        for (int i = 0; i < group; ++i) masked = masked || g.begin[i] != first * P::lanes || g.end[i] != (first + vectors) * P::lanes;
         for_steps<P>({0, 0, first, vectors, false}, [&](auto n, const tile_segment& s) { scores<decltype(n)::value>(g, s.first); });
         if (masked)
             weigh<true>(g, first, vectors);
@@ -300,8 +301,8 @@ private:
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P::load(g.out[r + i] + (first + j) * P::lanes);
-        tile.multiply_dense(weights_.data() + r * tile_keys + begin, tile_keys, end - begin, values_.data() + begin * width_ + first * P::lanes,
-                            width_);
+        tile.multiply_dense(weights_.data() + r * tile_keys + begin, tile_keys, end - begin,
+                            values_.data() + begin * width_ + first * P::lanes, width_);
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
