@@ -13,6 +13,7 @@
 #include <heed/accumulate/merge.hpp>
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
+#include <heed/engine/run_rows.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/window.hpp>
 #include <heed/policy.hpp>
@@ -70,6 +71,13 @@ void add_row(T* to, const T* from, T factor, index count) {
     for (; d < count; ++d) to[d] += factor * from[d];
 }
 template <class T>
+void set_row(T* to, const T* from, index count) {
+    using P = pack<T>;
+    index d = 0;
+    for (; d + P::lanes <= count; d += P::lanes) P::load(from + d).store(to + d);
+    for (; d < count; ++d) to[d] = from[d];
+}
+template <class T>
 T dot_of_rows(const T* x, const T* y, index count) {
     using P = pack<T>;
     P whole(0);
@@ -79,24 +87,6 @@ T dot_of_rows(const T* x, const T* y, index count) {
     for (; d < count; ++d) rest += x[d] * y[d];
     return rest;
 }
-
-// All rows of a head, several times one after another.
-template <class T>
-struct repeated_rows {
-    using value_type = T;
-    view<const T, 4> once;
-    index times;
-
-    std::array<index, 4> shape() const { return {once.extent(0), once.extent(1), times * once.extent(2), once.extent(3)}; }
-    template <class F>
-    void each_view(F&& f) const {
-        f(once);
-    }
-    index scratch_per_row() const { return 0; }
-    void rows(index batch, index head, index first, index count, T*, const T** out) const {
-        for (index i = 0; i < count; ++i) out[i] = once.data + once.offset(batch, head, (first + i) % once.extent(2), index{0});
-    }
-};
 
 // What one head of a call reads, without padding, and its attentions.
 template <class T>
@@ -147,6 +137,89 @@ struct slot_shares {
     }
 };
 
+// The attentions of some rows of a head, mixed.
+template <class Query, class Written, class Finish>
+struct rows_of_runs {
+    Query query;
+    Written written;
+    Finish finish;
+};
+
+template <class P>
+class mixed_spans {
+public:
+    using T = typename P::value_type;
+    // Taken together: the more there are, the more have keys in common.
+    static constexpr index rows = 8192;
+
+    mixed_spans(const span_head<T>& head, const view<T, 4>& out, double scale)
+        : head_(head), out_(out), runs_(head.k, head.v, static_cast<T>(scale * softmax::unit)) {}
+
+    void attend(index begin, index end) {
+        const spans& found = head_.found;
+        begin = std::max(begin, head_.first_row);
+        if (begin >= end) return;
+        const index count = end - begin, slots = found.slots, width = out_.extent(3),
+                    first = found.first[static_cast<std::size_t>(head_.b)];
+        const auto query = [&](index i) { return &head_.q(0, 0, begin - head_.first_row + i % count, 0); };
+        std::vector<std::int32_t> from(static_cast<std::size_t>(count)), to(from.size());
+        for (index i = 0; i < count && found.window > 0; ++i) {
+            const index next = begin + i + found.offset() + 1 - first;
+            from[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(std::max<index>(0, next - found.window));
+            to[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(next);
+        }
+        rows_with_lse<T> window(count, width, 0);
+        std::vector<T> reference(from.size());
+        runs_.attend(from, to,
+                     rows_of_runs{query, [&](index i) { return window.row(i); },
+                                  [&](index i, const T* o, T total, T of) {
+                                      set_row(window.row(i), o, width);
+                                      window.number(i) = total;
+                                      reference[static_cast<std::size_t>(i)] = of;
+                                  }});
+
+        std::vector<double> gate(static_cast<std::size_t>(count * slots)), of_window(from.size());
+        from.assign(gate.size(), 0);
+        to.assign(gate.size(), 0);
+        for (index i = 0; i < count; ++i) {
+            const std::size_t r = found.row(head_.b, head_.h, begin + i);
+            double* weights = gate.data() + i * slots;
+            found.gate(r, weights);
+            for (index n = 0; n < slots; ++n) {
+                const std::size_t s = r + static_cast<std::size_t>(n), run = static_cast<std::size_t>(n * count + i);
+                if (found.anchor[s] >= 0) {
+                    from[run] = static_cast<std::int32_t>(found.start[s] - first);
+                    to[run] = static_cast<std::int32_t>(found.end[s] + 1 - first);
+                }
+                if (from[run] == to[run] && window.number(i) != 0) of_window[static_cast<std::size_t>(i)] += weights[n] / window.number(i);
+            }
+        }
+        const auto written = [&](index run) { return &out_(head_.b, head_.h, begin + run % count, 0); };
+        runs_.attend(from, to,
+                     rows_of_runs{query, written, [&](index run, const T* o, T total, T of) {
+                                      const index i = run % count, n = run / count;
+                                      const double g = gate[static_cast<std::size_t>(i * slots + n)], seen = window.number(i);
+                                      // Both in powers of two of one reference.
+                                      const double apart =
+                                          seen == 0 || total == 0 ? 0 : double{of} - reference[static_cast<std::size_t>(i)];
+                                      const double of_seen = apart > 0 ? std::exp2(-apart) : 1, of_span = apart < 0 ? std::exp2(apart) : 1;
+                                      const double all = of_seen * seen + of_span * total;
+                                      if (all == 0) return;
+                                      if (seen != 0) of_window[static_cast<std::size_t>(i)] += g * of_seen / all;
+                                      if (total != 0 && of_span != 0)
+                                          add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
+                                  }});
+        for (index i = 0; i < count; ++i)
+            if (const double w = of_window[static_cast<std::size_t>(i)]; w != 0)
+                add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), static_cast<T>(w), width);
+    }
+
+private:
+    const span_head<T>& head_;
+    const view<T, 4>& out_;
+    run_rows<P> runs_;
+};
+
 template <class T>
 void check_spans(const char* door, const view<const T, 4>& q, const view<const T, 4>& k, const view<const T, 4>& v, const spans& found) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "heed: span attention is of float or double");
@@ -178,36 +251,16 @@ void span_attention(const view<Q, 4>& q_rows, const view<K, 4>& k_rows, const vi
     doors::check_apart(door, "out", out, "key", k);
     doors::check_apart(door, "out", out, "value", v);
 
-    const index width = v.extent(3);
-    const auto executor = one_on<axes::executor>(sequential{}, policies...);
-    for (index b = 0; b < found.batch; ++b)
-        for (index h = 0; h < found.heads; ++h) {
-            for (index i = 0; i < found.queries; ++i) std::fill_n(&out(b, h, i, 0), width, T{0});
-            const doors::span_head<T> head(q, k, v, found, b, h);
-            if (head.rows == 0 || width == 0) continue;
-            auto window = head.attend_window(policies...);
-            // Spans of all slots at once: the more there are, the more keys have those that are taken together in common.
-            const row_spans rows = head.slots(0, found.slots);
-            doors::rows_with_lse<T> span(found.slots * head.rows, width, 0);
-            attention(doors::repeated_rows<T>{head.q, found.slots}, head.k, head.v, span.views(), in_span{&rows}, policies...);
-            constexpr index some = 256;
-            executor.bulk((head.rows + some - 1) / some, [&](index task, index) {
-                std::vector<double> gate(static_cast<std::size_t>(found.slots));
-                for (index i = task * some; i < std::min(head.rows, (task + 1) * some); ++i) {
-                    T* to = &out(b, h, head.first_row + i, 0);
-                    double of_window = 0;
-                    head.gate(i, gate.data());
-                    for (index n = 0; n < found.slots; ++n) {
-                        const index row = n * head.rows + i;
-                        const doors::slot_shares shares(window.number(i), span.number(row));
-                        const double g = gate[static_cast<std::size_t>(n)];
-                        of_window += g * shares.window;
-                        if (shares.span != 0) doors::add_row(to, span.row(row), static_cast<T>(g * shares.span), width);
-                    }
-                    if (of_window != 0) doors::add_row(to, window.row(i), static_cast<T>(of_window), width);
-                }
-            });
-        }
+    using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;
+    const double by = one_on<axes::scale>(scale{dot{}.default_scale(q.extent(3))}, policies...).value;
+    const index width = v.extent(3), rows = doors::mixed_spans<pack<T, arch_type>>::rows;
+    const index blocks = (found.queries + rows - 1) / rows;
+    one_on<axes::executor>(sequential{}, policies...).bulk(found.batch * found.heads * blocks, [&](index task, index) {
+        const index b = task / blocks / found.heads, h = task / blocks % found.heads, first = task % blocks * rows;
+        for (index i = first; i < std::min(found.queries, first + rows); ++i) std::fill_n(&out(b, h, i, 0), width, T{0});
+        const doors::span_head<T> head(q, k, v, found, b, h);
+        if (width > 0) doors::mixed_spans<pack<T, arch_type>>(head, out, by).attend(first, std::min(found.queries, first + rows));
+    });
 }
 
 // Gradients of span_attention, all overwritten: d_q, d_k and d_v as q, k and v, and d_scores (B, H, Tq, slots) that of the search's scores,

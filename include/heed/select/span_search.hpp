@@ -268,7 +268,7 @@ public:
 
 private:
     // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries.
-    static constexpr index block = 1024;
+    static constexpr index block = 2048;
     static constexpr std::size_t together = 4;
     index blocks() const { return (found_.queries + block - 1) / block; }
     // Products of a query with one row from each of several places, lane by lane.
