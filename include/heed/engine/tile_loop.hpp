@@ -437,8 +437,8 @@ private:
                row_prefetch& values) const {
         lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
         lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
-        keys = {tile.next_key_rows, count, p_.depth(), key_steps, at.queries == 1};
-        values = {tile.next_value_rows, count, p_.width(), value_steps, at.queries == 1};
+        keys = {tile.next_key_rows, count, p_.depth(), key_steps};
+        values = {tile.next_value_rows, count, p_.width(), value_steps};
     }
 
     // Rows of the task that is likely to be next on this thread, and of its first tile.
