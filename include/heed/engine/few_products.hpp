@@ -167,8 +167,37 @@ public:
         if (!shared()) return rows_.write(i, normaliser, to);
         for (index d = 0; d < p_.width(); ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
     }
-    // Rows that lie in place, of the only head.
-    rows_type& rows() { return rows_; }
+    // A whole tile for the only query, whose rows lie in place: scores and weights are one row.
+    template <class State>
+    void weigh_once(State& state, row_prefetch& next) {
+        const auto weigh = [&](const auto* rows, [[maybe_unused]] const T* factor) {
+            state.begin_tile();
+            rows_.multiply_keys_once(rows, tile_keys, t_.weights, next);
+            constexpr int vectors = 4;
+            for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
+                P x[vectors];
+                for (int j = 0; j < vectors; ++j) {
+                    x[j] = P::load(t_.weights + i + j * P::lanes);
+                    if (factor != nullptr) x[j] = x[j] * P::load(factor + i + j * P::lanes);
+                }
+                state.absorb_keys(x);
+                for (int j = 0; j < vectors; ++j) x[j].store(t_.weights + i + j * P::lanes);
+            }
+        };
+        if constexpr (!tile_type::wide_keys)
+            if (*t_.keys_stored) return weigh(t_.stored_keys, tile_type::scaled_keys ? t_.key_factor : nullptr);
+        weigh(t_.key_rows, nullptr);
+    }
+    void values_once(row_prefetch& next) {
+        if constexpr (!tile_type::wide_values)
+            if (*t_.values_stored) {
+                if constexpr (tile_type::scaled_values)
+                    for (int i = 0; i < tile_keys; i += P::lanes)
+                        (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
+                return rows_.add_values(t_.stored_values, tile_keys, t_.weights, 1, next);
+            }
+        rows_.add_values(t_.value_rows, tile_keys, t_.weights, 1, next);
+    }
 
 private:
     using shape = row_shape<P>;

@@ -37,8 +37,6 @@ public:
     using tile_type = tile_memory<Problem>;
     using seen_type = seen_tile<lanes>;
     using few_type = few_products<Problem>;
-    static constexpr bool wide_keys = tile_type::wide_keys, wide_values = tile_type::wide_values;
-    static constexpr bool scaled_keys = tile_type::scaled_keys, scaled_values = tile_type::scaled_values;
     static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;  // of a block
     static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
@@ -425,42 +423,16 @@ private:
         if constexpr (through_memory) weigh_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
     }
 
-    // A whole tile for the only query: scores and weights are one row.
+    // A whole tile for the only query.
     void absorb_once() {
-        const auto make = [&](const auto* rows, [[maybe_unused]] const T* factor) {
-            state_.begin_tile();
-            rows_.rows().multiply_keys_once(rows, tile_keys, t_.weights, *next_keys_);
-            constexpr int vectors = 4;
-            for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
-                P x[vectors];
-                for (int j = 0; j < vectors; ++j) {
-                    x[j] = P::load(t_.weights + i + j * P::lanes);
-                    if (factor != nullptr) x[j] = x[j] * P::load(factor + i + j * P::lanes);
-                }
-                state_.absorb_keys(x);
-                for (int j = 0; j < vectors; ++j) x[j].store(t_.weights + i + j * P::lanes);
-            }
-        };
-        const auto scores = [&] {
-            if constexpr (!wide_keys)
-                if (*t_.keys_stored) return make(t_.stored_keys, scaled_keys ? t_.key_factor : nullptr);
-            make(t_.key_rows, nullptr);
-        };
-        scores();
+        rows_.weigh_once(state_, *next_keys_);
         if (state_.settle(P::lanes)) {
             if (!fresh_) rescale(state_.rescale());
-            scores();
+            rows_.weigh_once(state_, *next_keys_);
         }
         state_.commit();
         fresh_ = false;
-        if constexpr (!wide_values)
-            if (*t_.values_stored) {
-                if constexpr (scaled_values)
-                    for (int i = 0; i < tile_keys; i += P::lanes)
-                        (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
-                return rows_.rows().add_values(t_.stored_values, tile_keys, t_.weights, 1, *next_values_);
-            }
-        rows_.rows().add_values(t_.value_rows, tile_keys, t_.weights, 1, *next_values_);
+        rows_.values_once(*next_values_);
     }
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
@@ -476,7 +448,7 @@ private:
             P x[rows][N];
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
-            if constexpr (Form == form::few && scaled_keys)
+            if constexpr (Form == form::few && tile_type::scaled_keys)
                 if (!rows_.shared() && *t_.keys_stored)
                     for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
             if constexpr (Paired) {
