@@ -287,15 +287,10 @@ public:
                     pairs_.write(i, normaliser[i], t_.written[i]);
             return narrow(seq);
         }
-        for (index at = 0; at < lanes; at += P::lanes) {
-            const P by = P::load(normaliser + at);
-            for (index d = 0; d < width; ++d) {
-                T* o = out_ + d * lanes + at;
-                // 0 times what an invisible row may have left is 0 here.
-                select(by == P(0), P(0), P::load(o) * by).store(o);
-            }
-        }
-        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, T{1});
+        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, factors_at<T>{normaliser});
+        // What an invisible row may have left need not be a number.
+        for (int i = 0; i < count_; ++i)
+            if (normaliser[i] == 0) std::fill(t_.written[i], t_.written[i] + width, T{0});
         narrow(seq);
     }
 
@@ -405,7 +400,6 @@ private:
         const index depth = p_.depth();
         const index at = static_cast<index>(s.first) * P::lanes;
         const T* query = s_.query + at;
-        [[maybe_unused]] const int lines = next_keys_->lines_per_part(register_tile<M, N, P>::stops(depth));
         for (int i = s.begin; i < s.begin + s.count; i += M) {
             if constexpr (!Crowded) next_keys_->step();
             register_tile<M, N, P> tile;
@@ -413,10 +407,7 @@ private:
                 tile.start_from(state_.start() + at);
             else
                 tile.zero();
-            if constexpr (Crowded)
-                tile.multiply_rows(t_.key_rows + i, depth, query, lanes, [&] { next_keys_->part(lines); });
-            else
-                tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            tile.template multiply_rows_while<Crowded>(t_.key_rows + i, depth, query, lanes, *next_keys_);
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
@@ -546,14 +537,8 @@ private:
             tile.zero();
         else
             tile.load(out, lanes);
-        const T* const* rows = t_.value_rows + s.begin;
         const T* weights = t_.weights + s.begin * lanes + at;
-        if constexpr (Crowded) {
-            const int lines = next_values_->lines_per_part(tile.stops(s.count));
-            tile.multiply_columns(rows, d, s.count, weights, lanes, [&] { next_values_->part(lines); });
-        } else {
-            tile.multiply_columns(rows, d, s.count, weights, lanes);
-        }
+        tile.template multiply_columns_while<Crowded>(t_.value_rows + s.begin, d, s.count, weights, lanes, *next_values_);
         tile.store(out, lanes);
     }
 

@@ -464,12 +464,19 @@ private:
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0 || at.shared) return;
         const bool lying = reads_rows(p_.q);
-        for (int i = 0; i < at.queries; ++i) {
-            const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
-            const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
-            if (lying) lying_rows(p_.q, at.rows.batch, head, row, 1, tile.next_query_rows + i, nullptr);
-            if constexpr (!strip_type::narrow_out) tile.next_out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
-        }
+        const auto lie = [&](index head, const index* queries, int i, int n) {
+            const index row = at.rows.query_begin + *queries;
+            if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, nullptr);
+            if constexpr (!strip_type::narrow_out)
+                for (int j = 0; j < n; ++j) tile.next_out_rows[i + j] = p_.out.data + p_.out.offset(at.rows.batch, head, row + j, index{0});
+        };
+        if (at.together == 1)
+            arranged::runs(tile.next_queries, at.queries, [&](int i, int n) { lie(at.head, tile.next_queries + i, i, n); });
+        else
+            for (int i = 0; i < at.queries; ++i) {
+                const index query = tile.next_queries[i] % at.rows.queries;
+                lie(at.head + tile.next_queries[i] / at.rows.queries, &query, i, 1);
+            }
         int count = 0;
         // The mask at hand is that of sequences of one shape.
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys) {

@@ -83,13 +83,14 @@ struct register_tile {
             b += stride;
         }
     }
-    // The same with something to do between the steps, from the first on.
-    template <class Between>
-    HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride, Between&& between) {
+    // The same while `other` work is done in parts between the steps (kernel/row_prefetch.hpp), if Between.
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_rows_while(const T* const* rows, index depth, const T* b, index stride, Other& other) {
+        if constexpr (!Between) return multiply_rows(rows, depth, b, stride);
         const T* a[M];
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i) a[i] = rows[i];
-        steps_between(depth, between, [&](index k) {
+        steps_between(depth, other, [&](index k) {
             step([&](int i) { return a[i][k]; }, b);
             b += stride;
         });
@@ -126,28 +127,28 @@ struct register_tile {
             b += stride;
         }
     }
-    template <class Between>
-    HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride, Between&& between) {
-        steps_between(depth, between, [&](index k) {
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_columns_while(const T* const* rows, index column, index depth, const T* b, index stride, Other& other) {
+        if constexpr (!Between) return multiply_columns(rows, column, depth, b, stride);
+        steps_between(depth, other, [&](index k) {
             const T* a = rows[k] + column;
             step([&](int i) { return a[i]; }, b);
             b += stride;
         });
     }
-    // How often a product of this depth stops between its steps.
-    static constexpr int stops(index depth) { return static_cast<int>((depth + steps_at_once - 1) / steps_at_once); }
 
 private:
-    static constexpr index steps_at_once = 8;
-    template <class Between, class Step>
-    HEED_INLINE static void steps_between(index depth, Between&& between, Step&& one) {
+    template <class Other, class Step>
+    HEED_INLINE static void steps_between(index depth, Other& other, Step&& one) {
+        constexpr index at_once = 8;
+        const int share = other.share(static_cast<int>((depth + at_once - 1) / at_once));
         index k = 0;
-        for (; k + steps_at_once <= depth; k += steps_at_once) {
-            between();
+        for (; k + at_once <= depth; k += at_once) {
+            other.part(share);
 #pragma GCC unroll 8
-            for (index i = 0; i < steps_at_once; ++i) one(k + i);
+            for (index i = 0; i < at_once; ++i) one(k + i);
         }
-        if (k < depth) between();
+        if (k < depth) other.part(share);
         for (; k < depth; ++k) one(k);
     }
     HEED_INLINE static T pair_at(const bfloat16* from) {
