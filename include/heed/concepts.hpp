@@ -65,6 +65,8 @@ enum class coverage { empty, partial, full };
 //       int block(i, index* rows)               the query rows of block i, counted from 0; may be none
 //       int most()                              rows of the largest block, at most tiling.block
 //       index keys()                            optional: keys that a block visits, at most
+//       double keys_of(int n)                   optional, of repeating blocks (pattern_of): keys that n neighbours of a block see together
+//       index most_keys()                       with keys_of: keys of the largest block before keys are split, by which tiles are cut
 //     and bound to a sequence
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
 //                                               writes the next ones, ascending, and returns their number, 0 at the end

@@ -102,7 +102,11 @@ public:
     }
     // Writes row i of the output, times its normaliser; with 0 whatever the row holds becomes 0.
     void write(int i, T normaliser, T* to) const {
-        for (index d = 0; d < width_; ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
+        const T* from = out(i);
+        index d = 0;
+        if (normaliser == 0) return std::fill(to, to + width_, T{0}), void();
+        for (; d + P::lanes <= width_; d += P::lanes) (P::load(from + d) * P(normaliser)).store(to + d);
+        for (; d < width_; ++d) to[d] = from[d] * normaliser;
     }
     void reopen(int count) { count_ = count; }
     int count() const { return count_; }

@@ -7,6 +7,7 @@
 
 #include <heed/engine/bfloat16_products.hpp>
 #include <heed/engine/few_products.hpp>
+#include <heed/engine/group_keys.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/patterns.hpp>
 #include <heed/engine/problem.hpp>
@@ -45,6 +46,7 @@ public:
     static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
     // A tile of keys that the only query of a strip sees all of may have keys in lanes.
     static constexpr bool single = plain && !weighted && row_shape<P>::possible && requires(lanes_type& l, P (&x)[1]) { l.absorb_keys(x); };
+    static constexpr bool groups_values = arranged::repeats && row_shape<P>::possible;
     static constexpr bool narrow_out = tile_type::narrow_out, has_pairs = tile_type::has_pairs;
 
     // Whether strips with queries in lanes make their products of pairs of bfloat16, and whether by matrix registers.
@@ -83,6 +85,7 @@ public:
     }
     index value_steps() const {
         if (few_) return rows_.value_steps(count_);
+        if (grouped_) return group_keys<P>::steps(count_, p_.width());
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
@@ -97,11 +100,13 @@ public:
     // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
     // `first_row` of the tensors and stands at `offset`. Alone: no other strip has its tiles. Shared: they are few, and may read several
     // heads of K or V, which tiles need not hold.
-    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone, bool shared) {
+    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone, bool shared,
+               bool grouped) {
         count_ = count;
         few_ = shared || (alone && is_few(p_, count));
         paired_ = !few_ && takes_pairs(p_);
-        in_rows_ = few_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
+        grouped_ = groups_values && grouped && !few_ && !paired_;
+        in_rows_ = few_ || grouped_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
         if (in_rows_) rows_.open(count, paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
         parts_ = 0;
         for (int i = 0; i < count; ++i) {
@@ -150,6 +155,7 @@ public:
         } else if (paired_) {
             pairs_.begin(count);
         } else {
+            if (grouped_) std::fill(out_, out_ + p_.width() * lanes, T{0});
             if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
             transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
         }
@@ -199,6 +205,15 @@ public:
             fresh_ = false;
             return;
         }
+        if constexpr (groups_values)
+            if (grouped_) {
+                const group_keys<P> of_tile(segments, n, t_.bits, kept, known);
+                fresh_ = false;
+                assumed_ = assumed_ || of_tile.masked();
+                const bool one_by_one =
+                    of_tile.masked() && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width());
+                return of_tile.add_values(one_by_one, count_, t_.value_rows, p_.width(), t_.weights, out_, *next_values_);
+            }
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
         const auto all = [&] { return n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_; };
@@ -212,14 +227,14 @@ public:
             // A weight 0 removes a value that is a number; the product shows whether all were.
             assumed_ = assumed_ || segments[i].masked;
             if (segments[i].masked && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
-                values_one_by_one(segments[i]);
+                add_visible<P>(segments[i], t_.bits, t_.value_rows, p_.width(), t_.weights, out_, lanes);
             else
                 for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
         }
     }
 
     // Whether the outputs are what they would be had it been careful.
-    bool sound() const { return !assumed_ || careful_ || all_finite<P>(out_, p_.width() * lanes); }
+    bool sound() const { return !assumed_ || careful_ || all_finite<P>(out_, p_.width() * (grouped_ ? count_ : lanes)); }
 
     // Joins another part of the keys of the same queries.
     void merge(strip& other) {
@@ -259,7 +274,7 @@ public:
         const index width = p_.width();
         if (in_rows_) {
             for (int i = 0; i < count_; ++i)
-                if (few_)
+                if (few_ || grouped_)
                     rows_.write(i, normaliser[i], t_.written[i]);
                 else
                     pairs_.write(i, normaliser[i], t_.written[i]);
@@ -549,20 +564,6 @@ private:
         tile.store(out, lanes);
     }
 
-    // The same product with the same bits, where a value that a query may not see is multiplied for nothing.
-    void values_one_by_one(const tile_segment& s) {
-        for (int i = s.begin; i < s.begin + s.count; ++i)
-            for (int v = s.first; v < s.first + s.vectors; ++v) {
-                const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
-                const P weight = P::load(t_.weights + i * lanes + v * P::lanes);
-                for (index d = 0; d < p_.width(); ++d) {
-                    T* out = out_ + d * lanes + v * P::lanes;
-                    const P before = P::load(out);
-                    select(visible, fma(P(t_.value_rows[i][d]), weight, before), before).store(out);
-                }
-            }
-    }
-
     void rescale(const T* factor) {
         if (in_rows_) return rows_.scale(factor);
         for (index d = 0; d < p_.width(); ++d)
@@ -583,6 +584,7 @@ private:
     int count_ = 0, vectors_ = 0, parts_ = 0;
     bool few_ = false;      // both products have features in lanes
     bool paired_ = false;   // both products are of pairs of bfloat16
+    bool grouped_ = false;  // the product with values has features in lanes, for groups of queries
     bool in_rows_ = false;  // outputs are rows
     bool alike_ = true;     // score modifications make no difference between the heads
     bool fresh_ = false;    // O holds nothing yet

@@ -280,8 +280,9 @@ private:
                 keeps = same < 0 && kept_patterns.open(pattern) && (parts_ == 1 || within(keys_in(0, rows.keys), tile, key_begin, key_end));
                 if (same >= 0 && !kept_patterns.inside(same, tile.queries[0], key_begin, key_end)) same = -1;
             }
-            pattern_visit<band_type::lanes, arranged::repeats, decltype(keys_in(0, 0))> visit(
-                kept_patterns, pattern, same, keeps, tile.queries[0], [&] { return keys_in(key_begin, key_end); });
+            pattern_visit<band_type::lanes, arranged::repeats, decltype(keys_in(0, 0))> visit(kept_patterns, pattern, same, keeps,
+                                                                                              tile.queries[0], static_cast<int>(tile_keys),
+                                                                                              [&] { return keys_in(key_begin, key_end); });
             int next = visit(tile.next_keys);
             if (next == 0 && round == 0)
                 for (int q = 0; q < queries; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
