@@ -38,27 +38,20 @@ HEED_INLINE __m512i digits(__m512 x, __m512 e) {
 // Whether numbers whose absolute values have these bits at most can be split.
 HEED_INLINE bool divisible(__m512i largest) { return _mm512_cmpge_epu32_mask(largest, _mm512_set1_epi32(0x7e800000)) == 0; }
 
-// C (+)= A B for two left operands and two tiles of B a step, each 64 rows of bytes.
-HEED_INLINE void multiply(const tile_operand& first, const tile_operand& second, const std::int8_t* b, index steps, std::int32_t* c) {
+// C = A B for two tiles of B a step, each 64 rows of bytes.
+HEED_INLINE void multiply(const tile_operand& rows, const std::int8_t* b, index steps, std::int32_t* c) {
     asm volatile("" ::: "memory");
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
     for (index i = 0; i < steps; ++i, b += 2 * tile_bytes) {
+        _tile_loadd(4, static_cast<const char*>(rows.first) + i * tile_row_bytes, rows.stride);
         _tile_loadd(6, b, tile_row_bytes);
-        _tile_loadd(7, b + tile_bytes, tile_row_bytes);
-        _tile_loadd(4, static_cast<const char*>(first.first) + i * tile_row_bytes, first.stride);
         _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, b + tile_bytes, tile_row_bytes);
         _tile_dpbssd(1, 4, 7);
-        _tile_loadd(5, static_cast<const char*>(second.first) + i * tile_row_bytes, second.stride);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, c, tile_row_bytes);
     _tile_stored(1, c + 256, tile_row_bytes);
-    _tile_stored(2, c + 512, tile_row_bytes);
-    _tile_stored(3, c + 768, tile_row_bytes);
     asm volatile("" ::: "memory");
 }
 
@@ -103,7 +96,7 @@ HEED_NOINLINE inline float split_queries(const float* const* rows, int count, in
 }
 
 // scores[key * stride + i] for the queries split before, 0 up to lane 16, and all keys of `blocks` times 16, operands of whole rows of
-// 64 features. `sums` holds 8 KiB.
+// 64 features. `sums` holds 4 KiB.
 template <class Between>
 HEED_NOINLINE void multiply_byte_keys(const tile_operand* keys, int blocks, index depth, const std::int8_t* queries, const float* exponents,
                                       std::int32_t* sums, float* scores, index stride, Between& between) {
@@ -112,12 +105,12 @@ HEED_NOINLINE void multiply_byte_keys(const tile_operand* keys, int blocks, inde
     const __m512 back =
         _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_sub_ps(_mm256_set1_ps(16), e)), _mm256_sub_ps(_mm256_setzero_ps(), e), 1);
     const auto multiply = [&](int i) {
-        if (i < blocks) byte_tiles::multiply(keys[i], keys[i + 1 < blocks ? i + 1 : i], queries, steps, sums + i % 4 * 512);
+        if (i < blocks) byte_tiles::multiply(keys[i], queries, steps, sums + i % 2 * 512);
     };
     multiply(0);
     for (int i = 0; i < blocks; ++i) {
-        if (i % 2 == 0) multiply(i + 2);
-        const std::int32_t* from = sums + i % 4 * 512;
+        multiply(i + 1);
+        const std::int32_t* from = sums + i % 2 * 512;
         for (int k = 0; k < 16; k += 2) {
             between.step_rows();
             for (int j = k; j < k + 2; ++j, scores += stride) {
