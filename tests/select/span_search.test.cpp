@@ -279,6 +279,67 @@ TEST_CASE("span attention and its gradients are those of the operator written ou
     }
 }
 
+TEST_CASE("keys that no span of a query holds do not reach it, scores of any size do, and float is as exact as its scores") {
+    heed_test::random_source r(2704);
+    constexpr heed::index n = 700, depth = 7, width = 5;
+    constexpr float limit = std::numeric_limits<float>::infinity();
+    tensor<float> q({1, 1, n, depth}), k({1, 1, n, depth}), v({1, 1, n, width}), out({1, 1, n, width});
+    for (const float size : {1.f, 30.f}) {
+        for (heed::index i = 0; i < n; ++i) {
+            for (heed::index d = 0; d < depth; ++d) {
+                q.view(0, 0, i, d) = size * static_cast<float>(r.normal());
+                k.view(0, 0, i, d) = static_cast<float>(r.normal());
+            }
+            for (heed::index d = 0; d < width; ++d) v.view(0, 0, i, d) = static_cast<float>(r.normal());
+        }
+        const spans found = heed::find_spans(q.view, k.view, {.window = 2, .slots = 3, .backward = 1, .forward = 1});
+        // Of the window and slot n of row i.
+        const auto sees = [&](heed::index i, std::size_t slot, heed::index j) {
+            const std::size_t at = found.row(0, 0, i) + slot;
+            return (j <= i && j > i - found.window) || (found.anchor[at] >= 0 && found.start[at] <= j && j <= found.end[at]);
+        };
+        for (const heed::index bad : {heed::index{-1}, heed::index{130}, heed::index{131}}) {
+            if (bad == 130) v.view(0, 0, bad, 3) = limit;
+            if (bad == 131) k.view(0, 0, bad, 2) = std::numeric_limits<float>::quiet_NaN();
+            heed::span_attention(q.view, k.view, v.view, found, out.view, heed::scale{1});
+            std::vector<double> gate(3), weights(n);
+            for (heed::index i = 0; i < n; ++i) {
+                found.gate(found.row(0, 0, i), gate.data());
+                std::vector<double> expected(width);
+                bool reached = false;
+                for (std::size_t slot = 0; slot < 3; ++slot) {
+                    double top = -infinity, total = 0;
+                    for (heed::index j = 0; j < n; ++j) {
+                        if (!sees(i, slot, j)) continue;
+                        reached = reached || j == 130 || j == 131;
+                        double score = 0;
+                        for (heed::index d = 0; d < depth; ++d) score += double{q.view(0, 0, i, d)} * double{k.view(0, 0, j, d)};
+                        weights[static_cast<std::size_t>(j)] = score;
+                        top = std::max(top, score);
+                    }
+                    for (heed::index j = 0; j < n; ++j)
+                        if (sees(i, slot, j))
+                            total += weights[static_cast<std::size_t>(j)] = std::exp(weights[static_cast<std::size_t>(j)] - top);
+                    for (heed::index j = 0; j < n; ++j)
+                        for (heed::index d = 0; d < width && sees(i, slot, j); ++d)
+                            expected[static_cast<std::size_t>(d)] +=
+                                gate[slot] * weights[static_cast<std::size_t>(j)] / total * double{v.view(0, 0, j, d)};
+                }
+                INFO("seed " << heed_test::test_seed() << " size " << size << " row " << i);
+                if (bad < 0)
+                    for (heed::index d = 0; d < width; ++d)
+                        REQUIRE(std::abs(double{out.view(0, 0, i, d)} - expected[static_cast<std::size_t>(d)]) < 3e-6 * double{size});
+                else
+                    for (heed::index d = 0; d < width && !reached; ++d)
+                        REQUIRE(std::abs(double{out.view(0, 0, i, d)} - expected[static_cast<std::size_t>(d)]) < 3e-6 * double{size});
+                if (bad == 131)
+                    for (std::size_t slot = 0; slot < 3; ++slot)
+                        if (sees(i, slot, bad)) REQUIRE(std::isnan(out.view(0, 0, i, 0)));
+            }
+        }
+    }
+}
+
 TEST_CASE("any runs of keys keep the laws of masks and of their order") {
     heed_test::random_source r(2703);
     for (int round = 0; round < 40; ++round) {

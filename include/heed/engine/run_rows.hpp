@@ -120,21 +120,26 @@ private:
 
     // Rows that see a key.
     std::vector<std::int32_t> by_begin(const std::vector<std::int32_t>& begin, const std::vector<std::int32_t>& end) const {
-        std::vector<std::int32_t> first(at(k_.extent(2) + 1)), order;
-        index count = 0;
+        std::vector<std::int32_t> order;
         for (std::size_t i = 0; i < begin.size(); ++i)
-            if (begin[i] < end[i]) {
-                ++first[at(begin[i] + 1)];
-                ++count;
-            }
+            if (begin[i] < end[i]) order.push_back(static_cast<std::int32_t>(i));
+        if (is_few(order.size())) {
+            std::sort(order.begin(), order.end(),
+                      [&](std::int32_t x, std::int32_t y) { return std::pair(begin[at(x)], x) < std::pair(begin[at(y)], y); });
+            return order;
+        }
+        std::vector<std::int32_t> first(at(k_.extent(2) + 1));
+        for (const std::int32_t i : order) ++first[at(begin[at(i)] + 1)];
         for (std::size_t j = 1; j < first.size(); ++j) first[j] += first[j - 1];
-        order.resize(at(count));
         for (std::size_t i = 0; i < begin.size(); ++i)
             if (begin[i] < end[i]) order[at(first[at(begin[i])]++)] = static_cast<std::int32_t>(i);
         return order;
     }
-    // Rows that meet one tile.
+    // Whose work is not to grow with the keys that they do not see.
+    bool is_few(std::size_t rows) const { return static_cast<index>(rows) < k_.extent(2) / 16; }
+    // Rows that meet one tile, or more.
     index most_at_once(const std::vector<std::int32_t>& begin, const std::vector<std::int32_t>& end) const {
+        if (is_few(begin.size())) return static_cast<index>(begin.size());
         std::vector<index> change(at(k_.extent(2) / tile_keys + 2));
         for (std::size_t i = 0; i < begin.size(); ++i)
             if (begin[i] < end[i]) {
