@@ -71,6 +71,19 @@ struct register_tile {
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j].store(to + i * stride + j * P::lanes);
     }
+    // Row i is at rows[i] + column.
+    HEED_INLINE void load_rows(T* const* rows, index column) {
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) c[i][j] = P::load(rows[i] + column + j * P::lanes);
+    }
+    HEED_INLINE void store_rows(T* const* rows, index column) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) c[i][j].store(rows[i] + column + j * P::lanes);
+    }
     // Unrolled by four, the loops gain 2 to 4 points (Zen 3, Intel): the end of 64 or 128 single steps is not predicted.
     // A(m, k) = rows[m][k].
     HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
