@@ -104,7 +104,7 @@ public:
                 a.take<const T*>(std::max<index>(tile_keys, width)),
                 a.take<const T*>(tile_keys),
                 a.take<const T*>(std::max<index>(tile_keys, width)),
-                a.take<const T*>(std::max<index>(4 * tile_keys, 4 * most_bands * width)),
+                a.take<const T*>(4 * tile_keys + 4 * most_bands * width),
                 a.take<T*>(std::max<index>(lanes, 2 * tile_keys)),
                 a.take<index>(tile_keys),
                 a.take<index>(tile_keys),
@@ -126,7 +126,7 @@ public:
         to_row_ = seq.query_begin - offset;
     }
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
-    int steps() const { return (count_ + lanes - 1) / lanes * static_cast<int>(tile_keys / shape::most_rows); }
+    int steps() const { return ((count_ + lanes - 1) / lanes + 1) * static_cast<int>(tile_keys / shape::most_rows); }
     int count_of(int s) const { return std::clamp(count_ - s * lanes, 0, lanes); }
 
     // The gradient of the accumulator's parameter over these queries.
@@ -542,22 +542,24 @@ protected:
 
     // dV += P^T dO and dK += dS^T Q for keys [begin, begin + count) over `queries` queries from `lane` of the band on.
     void add_d_keys(int begin, int count, index lane, index queries) {
-        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value);
-        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key);
+        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, *next_values_);
+        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, *next_keys_);
     }
     static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* panels_of_rows, index features,
-                                 T* const* into) {
+                                 T* const* into, row_prefetch& next) {
         panels::each(features, [&](int first, auto n) {
             constexpr int N = decltype(n)::value;
             const index from = first * P::lanes;
             add_panel<N>(rows + begin * width + lane, count, queries, panels_of_rows + width * from + lane * N * P::lanes, into + begin,
-                         from);
+                         from, next);
         });
     }
     template <int N>
-    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* const* into, index from) {
+    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* const* into, index from,
+                                        row_prefetch& next) {
         constexpr int M = shape::rows(N);
         for (int i = 0; i < count; i += M) {
+            next.step();
             register_tile<M, N, P> tile;
             tile.load_rows(into + i, from);
             tile.multiply_dense(rows + i * width, width, queries, panel, N * P::lanes);

@@ -306,6 +306,13 @@ private:
                     const index then = p_.bundle_head(bundle, (n + 1) / blocks);
                     ahead_of_block(rows, then, list_block(rows, then, (n + 1) % blocks, tile.next_queries), steps, tile, next_keys,
                                    next_values);
+                    if constexpr (arranged::repeats) {
+                        const int known = kept_patterns.find(mask.pattern_of(*order_, (n + 1) % blocks));
+                        const index first = tile.next_queries[0] + shape.offset();
+                        if (known >= 0 && kept_patterns.tiles(known) > 0 && kept_patterns.inside(known, first, key_begin, key_end))
+                            ahead_of_first(rows, then, kept_patterns.at(known, 0)->get(tile.next_keys, first), steps, tile, next_keys,
+                                           next_values);
+                    }
                 }
                 for (int b = 0; b < count; ++b)
                     bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values,
@@ -378,6 +385,19 @@ private:
     HEED_NOINLINE void ahead(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
                              row_prefetch& keys, row_prefetch& values) const {
         const T** at = tile.next_rows;
+        list_next(rows, head, count, tile, at);
+        keys = {at, 2 * count, p_.depth(), steps};
+        values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
+    }
+    // The same behind the rows of the next block, whose first tile it is.
+    HEED_NOINLINE void ahead_of_first(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
+                                      row_prefetch& keys, row_prefetch& values) const {
+        const T** at = tile.next_rows + 4 * most_bands * width;
+        list_next(rows, head, count, tile, at);
+        keys.and_then(at, 2 * count, p_.depth(), steps);
+        values.and_then(at + 2 * tile_keys, 2 * count, p_.width(), steps);
+    }
+    void list_next(const sequence& rows, index head, int count, const backward_tile_memory<T>& tile, const T** at) const {
         const index key_head = p_.key_head(head), value_head = p_.value_head(head);
         rows_of(p_.k, rows, key_head, tile.next_keys, count, tile.key_scratch, at);
         rows_of(p_.v, rows, value_head, tile.next_keys, count, tile.value_scratch, at + 2 * tile_keys);
@@ -386,8 +406,6 @@ private:
             at[count + i] = p_.dk.data + p_.dk.offset(rows.batch, key_head, key, index{0});
             at[2 * tile_keys + count + i] = p_.dv.data + p_.dv.offset(rows.batch, value_head, key, index{0});
         }
-        keys = {at, 2 * count, p_.depth(), steps};
-        values = {at + 2 * tile_keys, 2 * count, p_.width(), steps};
     }
     // Rows of the next block.
     HEED_NOINLINE void ahead_of_block(const sequence& rows, index head, int count, int steps, const backward_tile_memory<T>& tile,
