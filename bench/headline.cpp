@@ -77,6 +77,7 @@ std::vector<figure> attention_backward_figures();
 std::vector<figure> linear_figures();
 std::vector<figure> feature_figures();
 std::vector<figure> serving_figures();
+std::vector<figure> heads_figures();
 std::vector<figure> neighborhood_figures();
 std::vector<figure> selection_figures();
 std::vector<figure> attention_avx2_figures();
@@ -85,9 +86,9 @@ std::vector<figure> attention_sse2_figures();
 namespace {
 
 using figure_table = std::vector<figure> (*)();
-constexpr figure_table tables[] = {attention_figures,      attention_policy_figures, attention_backward_figures, linear_figures,
-                                   feature_figures,        neighborhood_figures,     selection_figures,          serving_figures,
-                                   attention_avx2_figures, attention_sse2_figures};
+constexpr figure_table tables[] = {attention_figures, attention_policy_figures, attention_backward_figures, linear_figures,
+                                   feature_figures,   neighborhood_figures,     selection_figures,          serving_figures,
+                                   heads_figures,     attention_avx2_figures,   attention_sse2_figures};
 
 std::string processor_name() {
     std::ifstream info("/proc/cpuinfo");

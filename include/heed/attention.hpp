@@ -137,8 +137,6 @@ template <class Problem>
 HEED_NOINLINE void check_parameters(const char* door, const Problem& p) {
     p.sequences.check(door, p.whole);
     require(p.parts >= 0, door, "split_keys parts", p.parts, "must be at least", 1);
-    static_assert(!SolvingAccumulator<typename Problem::accumulator_type> || (!Problem::mapped && !Problem::routed),
-                  "heed: an accumulator that solves for its weights takes no head_map and no routed_heads");
     if constexpr (SolvingAccumulator<typename Problem::accumulator_type>)
         require(p.parts <= 1, door, "split_keys parts", p.parts, "of an accumulator that solves for its weights must be", 1);
     ask::check(p.similarity, door, p.whole);

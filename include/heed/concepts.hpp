@@ -65,6 +65,8 @@ enum class coverage { empty, partial, full };
 //       int block(i, index* rows)               the query rows of block i, counted from 0; may be none
 //       int most()                              rows of the largest block, at most tiling.block
 //       index keys()                            optional: keys that a block visits, at most
+//       double keys_of(int n)                   optional, of repeating blocks (pattern_of): keys that n neighbours of a block see together
+//       index most_keys()                       with keys_of: keys of the largest block before keys are split, by which tiles are cut
 //     and bound to a sequence
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
 //                                               writes the next ones, ascending, and returns their number, 0 at the end
@@ -175,6 +177,7 @@ concept Accumulator = requires(const A& a, index i, std::span<double> row) {
 //   definition(policy, parameter, scores, keys, query), a type   as `weigh`, of one row in double, with lse and back(...)
 //   solver_type<P>, for a strip in lanes           forward(keys) leaves y and start, so that weights are w (start + k y) factor;
 //                                                  backward(keys, d_out, d_lse) the adjoint of y; `keys` is an engine/key_passes.hpp
+//   void keep_none(b, h, row, depth)               told of rows that a router leaves out
 //   void report(door, rows)                        told after a call how many rows had no unique solution
 //   void collect(into, b, h, row, gradient)        for with_gradient, row by row in a fixed order
 // Law: an empty row gives weights 0 and lse -inf. Parts of the keys do not merge. Smallest model: accumulate/local_linear.hpp.

@@ -240,9 +240,11 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<Out>& f
                 std::apply([&](const auto&... o) { (head.show(o, d_weights), ...); }, p.observers);
                 row d_scores = d_weights;
                 if constexpr (SolvingAccumulator<typename Problem::accumulator_type>) {
-                    const double d_parameter = p.accumulator.back(*head.solved, d_scores, d_query, d_keys);
-                    if constexpr (is_learned<typename Problem::accumulator_type>)
-                        p.accumulator.collect(p.accumulator.into, rows.batch, h, t, d_parameter);
+                    if (head.computes()) {
+                        const double d_parameter = p.accumulator.back(*head.solved, d_scores, d_query, d_keys);
+                        if constexpr (is_learned<typename Problem::accumulator_type>)
+                            p.accumulator.collect(p.accumulator.into, rows.batch, h, t, d_parameter);
+                    }
                     for (std::size_t j = 0; j < d_scores.size() && p.d_lse.data != nullptr; ++j)
                         if (head.allows(j)) d_scores[j] += head.solved->share(j) * static_cast<double>(p.d_lse(rows.batch, h, t));
                 } else {

@@ -8,6 +8,8 @@
 #include <heed/attention.hpp>
 #include <heed/attention_backward.hpp>
 #include <heed/gradient.hpp>
+#include <heed/heads/map.hpp>
+#include <heed/heads/route.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/neighborhood.hpp>
 #include <heed/mask/window.hpp>
@@ -166,6 +168,88 @@ TEST_CASE("local_linear takes score modifications and segments") {
         check_call<double>(r, e, "segments", draw_band(r), heed::segments{q, k}, heed::softcap{2.f}, heed::alibi{slopes});
     }
 }
+// Gates of which about half are 0; some heads may compute no row.
+template <class T>
+std::vector<T> draw_gates(random_source& r, const heed::extents& e) {
+    std::vector<T> gates(static_cast<std::size_t>(e.batch * e.queries * e.heads));
+    for (T& gate : gates) gate = r.chance(50) ? T{0} : static_cast<T>(r.uniform(-1, 2));
+    return gates;
+}
+
+TEST_CASE("local_linear takes maps of heads and rows that a head computes") {
+    random_source r(89);
+    for (int trial = 0; trial < 300 / divisor; ++trial) {
+        heed::extents e = draw_extents(r);
+        std::vector<std::int32_t> keys, values;
+        const heed::index heads = r.between(1, 4);
+        e.key_heads = heads;
+        for (heed::index h = 0; h < e.heads; ++h) {
+            keys.push_back(static_cast<std::int32_t>(r.between(0, heads - 1)));
+            values.push_back(static_cast<std::int32_t>(r.between(0, heads - 1)));
+        }
+        const heed::head_map map(keys, values);
+        const auto gates = draw_gates<double>(r, e);
+        const heed::view<const double, 3> of_rows{gates.data(), {e.batch, e.queries, e.heads}, {e.queries * e.heads, e.heads, 1}};
+        const heed::head_rows rows(of_rows);
+        if (r.chance(30))
+            check_call<double>(r, e, "map", draw_band(r), map);
+        else if (r.chance(50))
+            check_call<double>(r, e, "map and rows", draw_band(r), map, heed::routed_heads{&rows});
+        else
+            check_call<double>(r, e, "map, rows and gates", draw_band(r), map, heed::routed_heads{&rows, of_rows}, heed::softcap{2.f});
+    }
+    for (int trial = 0; trial < 40 / divisor; ++trial) {
+        const heed::index side = r.between(3, 7);
+        heed::extents e = draw_extents(r);
+        e.queries = e.keys = side * side;
+        const auto gates = draw_gates<double>(r, e);
+        const heed::head_rows rows(
+            heed::view<const double, 3>{gates.data(), {e.batch, e.queries, e.heads}, {e.queries * e.heads, e.heads, 1}});
+        check_call<double>(r, e, "neighborhood", heed::neighborhood<2>{.grid = {side, side}, .kernel_size = {3, 3}},
+                           heed::routed_heads{&rows});
+    }
+}
+TEST_CASE("gates of local_linear have gradients, and rows that are not computed leave rho and delta 0") {
+    random_source r(90);
+    for (int trial = 0; trial < 60 / divisor; ++trial) {
+        const heed::extents e = draw_extents(r);
+        const operands<double> x(r, e, 4, 5);
+        const auto gates = draw_gates<double>(r, e);
+        const std::array<heed::index, 3> shape{e.batch, e.queries, e.heads}, strides{e.queries * e.heads, e.heads, 1};
+        const heed::view<const double, 3> of_rows{gates.data(), shape, strides};
+        const heed::head_rows rows(of_rows);
+        const auto band = draw_band(r);
+        const auto make = [&](const auto& attention, const auto& backward) {
+            outcome<double> y(x);
+            std::vector<double> d_gates(gates.size(), 0.5);
+            tensor<double> rho(x.q.view.shape), delta({e.batch, e.heads, e.queries, 1});
+            rho.fill([] { return 7.; });
+            delta.fill([] { return 7.; });
+            const heed::routed_heads routes{&rows, of_rows};
+            local_linear rule{.ridge = 0.5};
+            rule.rho = rho.view;
+            rule.delta = heed::bht(delta.view.data, e.batch, e.heads, e.queries);
+            attention(x.q.view, x.k.view, x.v.view, y.forward.result(), rule, band, routes);
+            backward(x.q.view, x.k.view, x.v.view, y.forward.result(), heed::result{x.d_out.view, x.d_lse}, y.dq.view, y.dk.view, y.dv.view,
+                     rule, band, heed::with_gradient(routes, heed::view<double, 3>{d_gates.data(), shape, strides}));
+            return std::tuple{d_gates, elements(y.dq.view), elements(rho.view), elements(delta.view)};
+        };
+        const auto exact = make([](const auto&... a) { heed::reference::attention(a...); },
+                                [](const auto&... a) { heed::reference::attention_backward(a...); });
+        const auto mine = make([](const auto&... a) { heed::attention(a...); }, [](const auto&... a) { heed::attention_backward(a...); });
+        CAPTURE(trial, test_seed());
+        CHECK(off(std::get<0>(mine), std::get<0>(exact)) < 1e-9);
+        CHECK(off(std::get<1>(mine), std::get<1>(exact)) < 1e-9);
+        for (heed::index b = 0; b < e.batch; ++b)
+            for (heed::index h = 0; h < e.heads; ++h)
+                for (heed::index i = 0; i < e.queries; ++i) {
+                    if (of_rows(b, i, h) != 0) continue;
+                    const auto at = static_cast<std::size_t>((b * e.heads + h) * e.queries + i);
+                    CHECK(std::get<3>(mine)[at] == 0);
+                    for (std::size_t d = 0; d < 4; ++d) CHECK(std::get<2>(mine)[4 * at + d] == 0);
+                }
+    }
+}
 TEST_CASE("local_linear takes a mask that orders the queries") {
     random_source r(84);
     for (int trial = 0; trial < 60 / divisor; ++trial) {
@@ -279,62 +363,62 @@ TEST_CASE("without ridge, rows that see too few keys are reported, and the other
 TEST_CASE("NaN and infinity of a masked key change no bit, those of a visible one show") {
     random_source r(88);
     constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
-    const heed::index n = 40;
-    const heed::extents e{1, 1, 1, n, n};
-    for (const auto solver : {ridge_solver::direct, ridge_solver::conjugate_gradient})
-        for (const double poison : {nan, infinity}) {
-            operands<double> x(r, e, 6, 5);
-            const auto attend = [&] {
-                outcome<double> y(x);
-                double d_ridge = 0;
-                run(
-                    x, y, [](const auto&... a) { heed::attention(a...); }, [](const auto&... a) { heed::attention_backward(a...); },
-                    local_linear{.ridge = 0.2, .solver = solver}, d_ridge, heed::causal);
-                return y;
-            };
-            const auto clean = attend();
-            const heed::index at = 17;
-            for (int which = 0; which < 4; ++which) {
-                operands<double> kept(std::move(x));
-                x = operands<double>(r, e, 6, 5);
-                for (auto [to, from] : {std::pair{&x.q, &kept.q},
-                                        {&x.k, &kept.k},
-                                        {&x.v, &kept.v},
-                                        {&x.d_out, &kept.d_out},
-                                        {&x.d_lse_rows, &kept.d_lse_rows}}) {
-                    auto all = elements(from->view);
-                    std::size_t i = 0;
-                    to->fill([&] { return all[i++]; });
-                }
-                auto& target = which == 0 ? x.q : which == 1 ? x.k : which == 2 ? x.v : x.d_out;
-                const double before = target.view(0, 0, at, 2);
-                target.view(0, 0, at, 2) = poison;
-                const auto y = attend();
-                const bool keys = which == 1 || which == 2;
-                for (heed::index i = 0; i < n; ++i) {
-                    const bool touched = keys ? i >= at : which == 0 && i == at, back = keys ? i >= at : i == at;
-                    bool same = true, finite = true, same_dq = true, finite_dq = true;
-                    for (heed::index d = 0; d < 5; ++d) {
-                        same = same && y.forward.out.view(0, 0, i, d) == clean.forward.out.view(0, 0, i, d);
-                        finite = finite && std::isfinite(y.forward.out.view(0, 0, i, d));
+    // 35 queries end with a strip of 3.
+    for (const auto& [n, at] : {std::pair<heed::index, heed::index>{40, 17}, {35, 33}})
+        for (const auto solver : {ridge_solver::direct, ridge_solver::conjugate_gradient})
+            for (const double poison : {nan, infinity}) {
+                const heed::extents e{1, 1, 1, n, n};
+                operands<double> x(r, e, 6, 5);
+                const auto attend = [&] {
+                    outcome<double> y(x);
+                    double d_ridge = 0;
+                    run(
+                        x, y, [](const auto&... a) { heed::attention(a...); }, [](const auto&... a) { heed::attention_backward(a...); },
+                        local_linear{.ridge = 0.2, .solver = solver}, d_ridge, heed::causal);
+                    return y;
+                };
+                const auto clean = attend();
+                for (int which = 0; which < 4; ++which) {
+                    operands<double> kept(std::move(x));
+                    x = operands<double>(r, e, 6, 5);
+                    for (auto [to, from] : {std::pair{&x.q, &kept.q},
+                                            {&x.k, &kept.k},
+                                            {&x.v, &kept.v},
+                                            {&x.d_out, &kept.d_out},
+                                            {&x.d_lse_rows, &kept.d_lse_rows}}) {
+                        auto all = elements(from->view);
+                        std::size_t i = 0;
+                        to->fill([&] { return all[i++]; });
                     }
-                    for (heed::index d = 0; d < 6; ++d) {
-                        same_dq = same_dq && y.dq.view(0, 0, i, d) == clean.dq.view(0, 0, i, d);
-                        finite_dq = finite_dq && std::isfinite(y.dq.view(0, 0, i, d));
+                    auto& target = which == 0 ? x.q : which == 1 ? x.k : which == 2 ? x.v : x.d_out;
+                    const double before = target.view(0, 0, at, 2);
+                    target.view(0, 0, at, 2) = poison;
+                    const auto y = attend();
+                    const bool keys = which == 1 || which == 2;
+                    for (heed::index i = 0; i < n; ++i) {
+                        const bool touched = keys ? i >= at : which == 0 && i == at, back = keys ? i >= at : i == at;
+                        bool same = true, finite = true, same_dq = true, finite_dq = true;
+                        for (heed::index d = 0; d < 5; ++d) {
+                            same = same && y.forward.out.view(0, 0, i, d) == clean.forward.out.view(0, 0, i, d);
+                            finite = finite && std::isfinite(y.forward.out.view(0, 0, i, d));
+                        }
+                        for (heed::index d = 0; d < 6; ++d) {
+                            same_dq = same_dq && y.dq.view(0, 0, i, d) == clean.dq.view(0, 0, i, d);
+                            finite_dq = finite_dq && std::isfinite(y.dq.view(0, 0, i, d));
+                        }
+                        CAPTURE(which, i, poison, solver == ridge_solver::direct);
+                        CHECK(same == !touched);
+                        CHECK(finite == !touched);
+                        CHECK(same_dq == !back);
+                        CHECK(finite_dq == !back);
+                        // Keys behind the last query that is touched have gradients without it.
+                        bool same_dk = true;
+                        for (heed::index d = 0; d < 6; ++d) same_dk = same_dk && y.dk.view(0, 0, i, d) == clean.dk.view(0, 0, i, d);
+                        if (!keys) CHECK(same_dk == (i > at));
                     }
-                    CAPTURE(which, i, poison, solver == ridge_solver::direct);
-                    CHECK(same == !touched);
-                    CHECK(finite == !touched);
-                    CHECK(same_dq == !back);
-                    CHECK(finite_dq == !back);
-                    // Keys behind the last query that is touched have gradients without it.
-                    bool same_dk = true;
-                    for (heed::index d = 0; d < 6; ++d) same_dk = same_dk && y.dk.view(0, 0, i, d) == clean.dk.view(0, 0, i, d);
-                    if (!keys) CHECK(same_dk == (i > at));
+                    target.view(0, 0, at, 2) = before;
                 }
-                target.view(0, 0, at, 2) = before;
             }
-        }
 }
 
 TEST_CASE("rows of 16 bits are those of float, rounded once") {

@@ -8,9 +8,11 @@
 #include <heed/attention.hpp>
 #include <heed/mask/causal.hpp>
 #include <heed/mask/neighborhood.hpp>
+#include <heed/reference.hpp>
 #include <heed/score/bias.hpp>
 #include <heed/score/relative_bias.hpp>
 
+#include <cmath>
 #include <vector>
 
 using namespace heed_test;
@@ -97,4 +99,33 @@ TEST_CASE("NaN in keys that no query of a patch sees stays out, in others it sho
     answer<float> out({1, 1, 240, 32});
     heed::attention(q.view, k.view, v.view, out.result(), n);
     for (heed::index row = 0; row < 240; ++row) CHECK(std::isnan(out.out.view(0, 0, row, 3)) == mask.allows(0, 0, row, poisoned));
+}
+
+TEST_CASE("values taken by groups of queries: widths of several panels, ends of grids, and the same bits where NaN stays out") {
+    random_source r(45);
+    const auto check = [&](const auto& n, heed::index width, heed::index heads) {
+        const heed::index tokens = n.tokens(), poisoned = r.between(0, tokens - 1);
+        const heed::extents e{1, heads, 1, tokens, tokens};
+        auto q = normal_tensor<float>(r, {1, heads, tokens, 8}), k = normal_tensor<float>(r, {1, 1, tokens, 8}),
+             v = normal_tensor<float>(r, {1, 1, tokens, width});
+        answer<float> exact({1, heads, tokens, width}), out({1, heads, tokens, width}), other({1, heads, tokens, width});
+        heed::reference::attention(q.view, k.view, v.view, exact.result(), n);
+        heed::attention(q.view, k.view, v.view, out.result(), n);
+        for (heed::index d = 0; d < width; ++d) v.view(0, 0, poisoned, d) = NAN;
+        heed::attention(q.view, k.view, v.view, other.result(), n);
+        const auto mask = n.bind(e);
+        for (heed::index h = 0; h < heads; ++h)
+            for (heed::index row = 0; row < tokens; ++row)
+                for (heed::index d = 0; d < width; ++d) {
+                    const float found = out.out.view(0, h, row, d), poison = other.out.view(0, h, row, d);
+                    REQUIRE(std::abs(found - exact.out.view(0, h, row, d)) < 1e-5F);
+                    REQUIRE((mask.allows(0, h, row, poisoned) ? std::isnan(poison) : poison == found));
+                }
+    };
+    for (const heed::index width : {16, 48, 112}) {
+        check(neighborhood<2>{.grid = {21, 18}, .kernel_size = {7, 7}}, width, 1);
+        check(neighborhood<2>{.grid = {9, 30}, .kernel_size = {3, 5}, .stride = {1, 2}, .dilation = {2, 1}}, width, 2);
+        // Segments that every query of a vector sees.
+        check(neighborhood<1>{.grid = {300}, .kernel_size = {40}}, width, 1);
+    }
 }

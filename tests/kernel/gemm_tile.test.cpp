@@ -19,6 +19,13 @@ std::vector<T> integers(heed::index n, std::mt19937_64& random) {
     return x;
 }
 
+// Counts its parts, all of which have the same share.
+struct counter {
+    int parts = 0, done = 0;
+    int share(int n) { return parts = n; }
+    void part(int n) { done += n == parts; }
+};
+
 template <int M, int N, class P>
 bool products_are_exact(std::mt19937_64& random) {
     using T = typename P::value_type;
@@ -40,10 +47,17 @@ bool products_are_exact(std::mt19937_64& random) {
             if (mode == 0) tile.load(start.data(), stride);
             if (mode == 1) tile.start_from(start.data());
             if (mode == 2) tile.zero();
-            if (by_rows)
+            counter other;
+            const bool between = random() % 2 == 0;
+            if (by_rows && between)
+                tile.template multiply_rows_while<true>(rows.data(), depth, b.data(), stride, other);
+            else if (by_rows)
                 tile.multiply_rows(rows.data(), depth, b.data(), stride);
+            else if (between)
+                tile.template multiply_columns_while<true>(rows.data(), column, depth, b.data(), stride, other);
             else
-                tile.multiply_columns(rows.data(), column, depth, b.data(), stride);
+                tile.template multiply_columns_while<false>(rows.data(), column, depth, b.data(), stride, other);
+            right = right && other.done == other.parts && (other.done > 0) == (between && depth > 0);
             tile.store(c.data(), stride);
             for (heed::index m = 0; m < M; ++m)
                 for (heed::index j = 0; j < stride; ++j) {

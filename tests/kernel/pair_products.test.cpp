@@ -83,6 +83,24 @@ TEST_CASE("weights become the nearest bfloat16, in place") {
     CHECK(wrong == 0);
 }
 
+TEST_CASE("weights are spread to the even features and to the odd ones") {
+    constexpr heed::index stride = 2 * P::lanes;
+    std::vector<float> pairs(32 * stride), to(16 * 64, 7.f);
+    random_source r(5);
+    const auto bits = [&] { return static_cast<std::uint32_t>(r.between(0, 65535)); };
+    for (float& x : pairs) x = std::bit_cast<float>(bits() << 16 | bits());
+    heed::spread_weights<P>(pairs.data() + 8, stride, to.data());
+    int wrong = 0;
+    for (int query = 0; query < 8; ++query)
+        for (int key = 0; key < 64; ++key) {
+            const float pair = pairs[static_cast<std::size_t>(key / 2 * stride + 8 + query)];
+            const float weight = key % 2 == 0 ? first_of(pair) : second_of(pair);
+            const float even = to[static_cast<std::size_t>(query * 128 + key)], odd = to[static_cast<std::size_t>(query * 128 + 64 + key)];
+            wrong += !same(first_of(even), weight) + !same(second_of(even), 0) + !same(first_of(odd), 0) + !same(second_of(odd), weight);
+        }
+    CHECK(wrong == 0);
+}
+
 TEST_CASE("a product of pairs adds both products to each lane") {
     random_source r(4);
     float a[P::lanes], b[P::lanes], c[P::lanes], got[P::lanes];

@@ -114,4 +114,11 @@ TEST_CASE("rows to be prefetched end where they are said to, in as few steps") {
     some.and_then(rows.data(), 3, 50, 7);
     for (int i = 0; i < 100; ++i) some.step();
     nothing.step();
+    heed::row_prefetch whole(rows.data(), 10, 100, 7);
+    whole.and_then(rows.data(), 3, 50, 7);
+    for (int part = 0; part < 3; ++part) {
+        heed::row_prefetch::by_rows all(whole), none(nothing);
+        for (int i = 0; i < 3; ++i) all.step();
+        none.step();
+    }
 }

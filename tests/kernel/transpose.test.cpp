@@ -32,10 +32,27 @@ int wrong_shapes(T factor) {
     return wrong;
 }
 
+// A column's own factor.
+template <class T>
+bool factors_are_of_columns() {
+    constexpr heed::index rows = 35, columns = 37;
+    std::vector<T> from(rows * columns), to(columns * rows), factors(columns);
+    std::iota(from.begin(), from.end(), T(1));
+    std::iota(factors.begin(), factors.end(), T(-7));
+    heed::transpose_into(heed::rows_apart<const T>{from.data(), columns}, rows, columns, heed::rows_apart<T>{to.data(), rows},
+                         heed::factors_at<T>{factors.data()});
+    for (std::size_t c = 0; c < columns; ++c)
+        for (std::size_t r = 0; r < rows; ++r)
+            if (to[c * rows + r] != from[r * columns + c] * factors[c]) return false;
+    return true;
+}
+
 }  // namespace
 
 TEST_CASE("rows become lanes for every shape, and nothing else is written") {
     CHECK(wrong_shapes<float>(1) == 0);
     CHECK(wrong_shapes<float>(-0.5f) == 0);
     CHECK(wrong_shapes<double>(3) == 0);
+    CHECK(factors_are_of_columns<float>());
+    CHECK(factors_are_of_columns<double>());
 }

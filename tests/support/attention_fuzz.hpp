@@ -57,7 +57,7 @@ inline call_shape draw_shape(random_source& r, bool packed) {
     s.depth = draw_features(r);
     s.width = r.chance(50) ? s.depth : draw_features(r);
     // Bounds the time of the reference; lengths are what matters most.
-    constexpr index most = 3'000'000;
+    constexpr index most = 1'500'000;
     const auto work = [&] { return s.batch * s.heads * s.queries * s.keys * (s.depth + s.width); };
     if (work() > most) s.batch = 1;
     if (work() > most) s.heads = s.key_heads;

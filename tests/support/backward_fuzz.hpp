@@ -125,7 +125,7 @@ struct tallies {
 // As draw_shape, smaller, because the reference goes back as well; a few calls are long enough to be cut into parts.
 inline call_shape draw_backward_shape(random_source& r, bool packed) {
     call_shape s = draw_shape(r, packed);
-    if (!packed && r.chance(4)) {
+    if (!packed && r.chance(2)) {
         s.batch = 1;
         s.heads = s.key_heads = r.one_of<index>({1, 1, 2});
         s.queries = r.one_of<index>({511, 513, 576, 640, 769}) + r.between(-1, 1);

@@ -5,17 +5,22 @@
 // Computed about the mean m of the keys under p = w / sum w, where nothing cancels: out = sum p_j (1 + (k_j - m) y) v_j with
 // (sum p (k - m)(k - m)^T + ridge I) y = q - m. Weights sum to 1 and may be negative; a row that sees one key gives its value exactly,
 // ridge -> infinity is softmax. lse is that of w: outputs over parts of the keys cannot be merged by it. A row without keys gives 0.
+// Takes masks, score modifications, segments, head_map and routed_heads; cosine, dropout, observers, and gradients of the scale or of
+// score modifications' parameters do not compile.
 #pragma once
 
 #include <heed/accumulate/local_linear_row.hpp>
 #include <heed/concepts.hpp>
 #include <heed/gradient.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
+#include <heed/kernel/row_products.hpp>
 #include <heed/policy.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/either_view.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
+#include <heed/tensor/widen.hpp>
 
 #include <algorithm>
 #include <array>
@@ -122,6 +127,11 @@ struct local_linear {
     void collect(G* into, index, index h, index, double value) const {
         destination::add(into, h, value);
     }
+    // What a row that is not computed leaves in rho and delta.
+    void keep_none(index batch, index head, index row, index depth) const {
+        for (index d = 0; rho.given() && d < depth; ++d) rho.set(0, rho.extent(0) == 1 ? 0 : batch, head, row, d);
+        if (delta.given()) delta.set(0, delta.extent(0) == 1 ? 0 : batch, head, row);
+    }
     // Tells how many rows had no unique solution.
     void report(const char* door, index rows) const {
         if (singular != nullptr)
@@ -142,7 +152,8 @@ public:
 
     template <class Policy>
     static index elements(const Policy& policy, index depth, index width, bool backward) {
-        return (10 * depth + (backward ? width : 0) + 8 + (policy.direct(depth) ? moments_before(depth, depth) + depth : 0)) * lanes;
+        return (10 * depth + (backward ? width : 0) + 8 + (policy.direct(depth) ? moments_before(depth, depth) + depth : 0)) * lanes +
+               (policy.direct(depth) ? elements_by_rows(depth) : 0);
     }
     template <class Policy>
     local_linear_solver(const Policy& policy, index depth, index width, bool backward, T* memory)
@@ -165,6 +176,7 @@ public:
         value_mean_ = take(backward ? width : 0);
         moments_ = take(direct_ ? moments_before(depth, depth) : 0);
         inverse_pivot_ = take(direct_ ? depth : 0);
+        moments_by_rows_ = memory;
     }
     // The ridges of the lanes, to be filled in; lanes without a query get 1.
     T* parameter() { return ridge_; }
@@ -241,6 +253,7 @@ public:
     }
 
 private:
+    using row_form = row_shape<P>;
     // Packed queries share one batch entry.
     template <class V>
     static index policy_batch(const V& v, index batch) {
@@ -253,6 +266,9 @@ private:
     }
     T* moments(index a) const { return moments_ + moments_before(a, depth_) * lanes; }
     static index first_column(index a) { return a / block * block; }
+    // Of a query's mean, its moments as rows and one that groups of them reach into, and a row of factors for some keys.
+    static constexpr int keys_at_once = 32;
+    static index elements_by_rows(index depth) { return row_form::possible ? (2 + depth + keys_at_once) * row_form::padded(depth) : 0; }
 
     // to = sign sum_d a_d b_d
     static void dot(const T* a, const T* b, index features, index used, T* to, T sign) {
@@ -347,6 +363,11 @@ private:
     template <class Keys>
     void add_moments(const Keys& keys) {
         std::fill(moments_, moments(depth_), T{0});
+        if constexpr (row_form::possible)
+            if (keys.few()) {
+                for (int i = 0; i < keys.count(); ++i) add_moments_of(keys, i);
+                return;
+            }
         const index used = keys.used();
         keys.template each<true, false>([&](const auto& t) {
             T* factors = keys.factors();
@@ -359,6 +380,45 @@ private:
                 keys.add(t, t.keys, depth_, factors, moments(a), first_column(a));
             }
         });
+    }
+    // The same of one query, with features in lanes, of the keys that it sees.
+    template <class Keys>
+    HEED_NOINLINE void add_moments_of(const Keys& keys, int i) {
+        const index pitch = row_form::padded(depth_);
+        T *mean = moments_by_rows_, *sums = mean + pitch, *factors = sums + (depth_ + 1) * pitch;
+        for (index d = 0; d < depth_; ++d) mean[d] = mean_[d * lanes + i];
+        std::fill(mean + depth_, mean + pitch, T{0});
+        std::fill(sums, factors, T{0});
+        const T* seen[static_cast<std::size_t>(keys_at_once)];
+        int count = 0;
+        const auto add = [&] {
+            for (index first = 0; first < depth_; first += P::lanes) {
+                const T* from[static_cast<std::size_t>(keys_at_once)];
+                for (int k = 0; k < count; ++k) from[k] = seen[k] + first;
+                for_row_groups<P>(static_cast<int>(std::min<index>(P::lanes, depth_ - first)), [&](auto r, int at) {
+                    row_prefetch none;
+                    add_rows<decltype(r)::value, P>(from, count, depth_ - first, factors + first + at, pitch,
+                                                    sums + (first + at) * pitch + first, pitch, none);
+                });
+            }
+            count = 0;
+        };
+        keys.template each<true, false>([&](const auto& t) {
+            for (int k = 0; k < t.count; ++k) {
+                const T w = t.weights[k * lanes + i];
+                if (w == 0) continue;
+                seen[count] = t.keys[k];
+                T* to = factors + count++ * pitch;
+                for (index d = 0; d < depth_; d += P::lanes) {
+                    const P x = d + P::lanes <= depth_ ? P::load(t.keys[k] + d) : load_first<P>(t.keys[k] + d, depth_ - d);
+                    (P(w) * (x - P::load(mean + d))).store(to + d);
+                }
+                if (count == keys_at_once) add();
+            }
+            add();
+        });
+        for (index a = 0; a < depth_; ++a)
+            for (index b = first_column(a); b < depth_; ++b) moments(a)[(b - first_column(a)) * lanes + i] = sums[a * pitch + b];
     }
     // L D L^T of the system, row by row: row b becomes D L^T. A pivot is no smaller than the ridge; without ridge one that is lost in
     // rounding counts as infinite.
@@ -516,7 +576,7 @@ private:
     index depth_, width_;
     T *mean_, *right_, *solution_, *adjoint_, *residual_, *towards_, *image_, *diagonal_, *moved_, *d_query_;
     T *ridge_, *start_, *factor_, *d_start_, *curvature_, *d_ridge_, *singular_, *scratch_;
-    T *value_mean_, *moments_, *inverse_pivot_;
+    T *value_mean_, *moments_, *inverse_pivot_, *moments_by_rows_;
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -95,6 +95,8 @@ public:
                 a.take<T>(observed ? pairs : 0),
                 a.take<T>(tile_keys * panels::padded(p.depth())),
                 a.take<T>(tile_keys * panels::padded(p.width())),
+                a.take<T*>(tile_keys),
+                a.take<T*>(tile_keys),
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys),
                 a.take<T>(tile_keys * std::max(p.k.scratch_per_row(), p.q.scratch_per_row())),
@@ -421,17 +423,23 @@ protected:
                     const P start = P::load(b_.start + lane + j * P::lanes);
                     for (int r = 0; r < M; ++r) tile.c[r][j] = tile.c[r][j] + start;
                 }
-            if constexpr (plain && !Masked)
+            if constexpr (plain)
                 for (int r = 0; r < M; ++r) {
                     rule::weigh(tile.c[r]);
                     for (int j = 0; j < N; ++j) {
-                        T* d_score = d_scores_at(i + r, at + j * P::lanes);
-                        rule::d_score(tile.c[r][j], P::load(d_score)).store(d_score);
+                        T* into = d_scores_at(i + r, at + j * P::lanes);
+                        P d_score = rule::d_score(tile.c[r][j], P::load(into));
+                        if constexpr (Masked) {
+                            const auto seen = P::mask_from_bits(bits_of(i + r) >> (at + j * P::lanes));
+                            tile.c[r][j] = select(seen, tile.c[r][j], P(0));
+                            d_score = select(seen, d_score, P(0));
+                        }
+                        d_score.store(into);
                     }
                 }
             tile.store(weights_at(i, at), width);
         }
-        if constexpr (!plain || Masked)
+        if constexpr (!plain)
             for (int i = s.begin; i < s.begin + s.count; ++i) turn<N, Masked>(i, at, batch, bound);
     }
 
@@ -444,20 +452,16 @@ protected:
         for (int j = 0; j < N; ++j) {
             const index lane = base + j * P::lanes;
             raw[j] = P::load(weights_at(row, at + j * P::lanes));
-            if constexpr (plain) {
-                weight[j] = raw[j];
-            } else {
-                similar[j] = raw[j];
-                if constexpr (squares) similar[j] = p_.similarity(raw[j], P::load(b_.query_square + lane), P(t_.key_square[row]));
-                value[j][0] = scaled_query ? similar[j] : similar[j] * P(static_cast<T>(p_.scale));
-                if constexpr (mods > 0) {
-                    const P query = P::load(b_.query_position + lane);
-                    where[j] = {batch, head_, query, t_.keys[row], query - P(static_cast<T>(t_.keys[row]))};
-                    chain::template forwards<0>(value[j], slope[j], bound, where[j], t_.staged + row * width + at + j * P::lanes);
-                }
-                weight[j] = folded ? similar[j] + P::load(b_.start + lane)
-                                   : (value[j][mods] + P::load(b_.start + lane)) * P(static_cast<T>(accumulator_type::unit));
+            similar[j] = raw[j];
+            if constexpr (squares) similar[j] = p_.similarity(raw[j], P::load(b_.query_square + lane), P(t_.key_square[row]));
+            value[j][0] = scaled_query ? similar[j] : similar[j] * P(static_cast<T>(p_.scale));
+            if constexpr (mods > 0) {
+                const P query = P::load(b_.query_position + lane);
+                where[j] = {batch, head_, query, t_.keys[row], query - P(static_cast<T>(t_.keys[row]))};
+                chain::template forwards<0>(value[j], slope[j], bound, where[j], t_.staged + row * width + at + j * P::lanes);
             }
+            weight[j] = folded ? similar[j] + P::load(b_.start + lane)
+                               : (value[j][mods] + P::load(b_.start + lane)) * P(static_cast<T>(accumulator_type::unit));
         }
         rule::weigh(weight);
         for (int j = 0; j < N; ++j) {
@@ -466,11 +470,6 @@ protected:
             const auto shown = [&](const P& x) { return select(P::mask_from_bits(bits), x, P(0)); };
             if constexpr (Masked) weight[j] = shown(weight[j]);
             P d_weight = P::load(d_scores_at(row, in_strip));
-            if constexpr (plain) {
-                weight[j].store(weights_at(row, in_strip));
-                shown(rule::d_score(weight[j], d_weight)).store(d_scores_at(row, in_strip));
-                continue;
-            }
             P factor(1);
             if constexpr (weighted) {
                 factor = P::load(t_.factors + row * width + in_strip);
@@ -543,36 +542,36 @@ protected:
 
     // dV += P^T dO and dK += dS^T Q for keys [begin, begin + count) over `queries` queries from `lane` of the band on.
     void add_d_keys(int begin, int count, index lane, index queries) {
-        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, t_.d_value_stride);
-        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, t_.d_key_stride);
+        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value);
+        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key);
     }
     static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* panels_of_rows, index features,
-                                 T* into, index stride) {
+                                 T* const* into) {
         panels::each(features, [&](int first, auto n) {
             constexpr int N = decltype(n)::value;
             const index from = first * P::lanes;
-            add_panel<N>(rows + begin * width + lane, count, queries, panels_of_rows + width * from + lane * N * P::lanes,
-                         into + begin * stride + from, stride);
+            add_panel<N>(rows + begin * width + lane, count, queries, panels_of_rows + width * from + lane * N * P::lanes, into + begin,
+                         from);
         });
     }
     template <int N>
-    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* into, index stride) {
+    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* const* into, index from) {
         constexpr int M = shape::rows(N);
         for (int i = 0; i < count; i += M) {
             register_tile<M, N, P> tile;
-            tile.load(into + i * stride, stride);
+            tile.load_rows(into + i, from);
             tile.multiply_dense(rows + i * width, width, queries, panel, N * P::lanes);
-            tile.store(into + i * stride, stride);
+            tile.store_rows(into + i, from);
         }
     }
     // The same products with the same bits, where a query that may not see a key is multiplied for nothing.
     void d_keys_one_by_one(const tile_segment& s) {
-        const auto add = [&](const T* rows, const T* panels_of_rows, index features, T* into, index stride, int i, int lane) {
+        const auto add = [&](const T* rows, const T* panels_of_rows, index features, T* into, int i, int lane) {
             panels::each(features, [&](int first, auto n) {
                 constexpr int N = decltype(n)::value;
                 const T* from = panels_of_rows + width * first * P::lanes + (strip_ * lanes + lane) * N * P::lanes;
                 for (int j = 0; j < N; ++j) {
-                    T* to = into + i * stride + (first + j) * P::lanes;
+                    T* to = into + (first + j) * P::lanes;
                     fma(P(rows[i * width + strip_ * lanes + lane]), P::load(from + j * P::lanes), P::load(to)).store(to);
                 }
             });
@@ -580,8 +579,8 @@ protected:
         for (int i = s.begin; i < s.begin + s.count; ++i)
             for (int lane = 0; lane < count_of(strip_); ++lane)
                 if (bits_of(i) >> lane & 1) {
-                    add(t_.weights, b_.d_out_panels, p_.width(), t_.d_value, t_.d_value_stride, i, lane);
-                    add(t_.d_scores, b_.query_panels, p_.depth(), t_.d_key, t_.d_key_stride, i, lane);
+                    add(t_.weights, b_.d_out_panels, p_.width(), t_.d_value[i], i, lane);
+                    add(t_.d_scores, b_.query_panels, p_.depth(), t_.d_key[i], i, lane);
                 }
     }
 

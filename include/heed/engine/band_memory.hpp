@@ -21,6 +21,7 @@ struct backward_tile_memory {
     T *weights, *d_scores;  // P^T and dS^T, a row a key
     T *staged, *factors, *seen, *d_seen;
     T *d_key_rows, *d_value_rows;  // padded rows, for gradients that cannot be added to in place
+    T **d_key, **d_value;          // where gradients of the tile's keys and values are: in place, or in those rows
     T *key_square, *d_key_square;
     T *key_scratch, *value_scratch;
     const T **key_rows, **value_rows, **rows, **next_rows;
@@ -29,9 +30,6 @@ struct backward_tile_memory {
     index *queries, *next_queries;  // rows of the block and of the next one
     std::uint64_t* bits;
     finiteness* keys_finite;
-    // Gradients of the tile's keys and values, in place or in the padded rows.
-    T *d_key = nullptr, *d_value = nullptr;
-    index d_key_stride = 0, d_value_stride = 0;
 
     // Squares of the tile's keys, whose gradients are 0 yet.
     void square_keys(int count, index depth) const {

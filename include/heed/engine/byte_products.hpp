@@ -129,7 +129,7 @@ public:
             clear(tile_keys);
             float exponents[digit_rows];
             if (!split_weights(weights, lanes, memory_.weights, exponents)) return false;
-            add_byte_values(rows, p.width(), memory_.weights, exponents, queries, reinterpret_cast<std::int8_t*>(memory_.sums + 512),
+            add_byte_values(rows, p.width(), memory_.weights, exponents, queries, reinterpret_cast<std::int8_t*>(memory_.sums + 1024),
                             memory_.sums, out, pitch, next);
             return true;
         }

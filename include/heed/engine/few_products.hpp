@@ -167,8 +167,37 @@ public:
         if (!shared()) return rows_.write(i, normaliser, to);
         for (index d = 0; d < p_.width(); ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
     }
-    // Rows that lie in place, of the only head.
-    rows_type& rows() { return rows_; }
+    // A whole tile for the only query, whose rows lie in place: scores and weights are one row.
+    template <class State>
+    void weigh_once(State& state, row_prefetch& next) {
+        const auto weigh = [&](const auto* rows, [[maybe_unused]] const T* factor) {
+            state.begin_tile();
+            rows_.multiply_keys_once(rows, tile_keys, t_.weights, next);
+            constexpr int vectors = 4;
+            for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
+                P x[vectors];
+                for (int j = 0; j < vectors; ++j) {
+                    x[j] = P::load(t_.weights + i + j * P::lanes);
+                    if (factor != nullptr) x[j] = x[j] * P::load(factor + i + j * P::lanes);
+                }
+                state.absorb_keys(x);
+                for (int j = 0; j < vectors; ++j) x[j].store(t_.weights + i + j * P::lanes);
+            }
+        };
+        if constexpr (!tile_type::wide_keys)
+            if (*t_.keys_stored) return weigh(t_.stored_keys, tile_type::scaled_keys ? t_.key_factor : nullptr);
+        weigh(t_.key_rows, nullptr);
+    }
+    void values_once(row_prefetch& next) {
+        if constexpr (!tile_type::wide_values)
+            if (*t_.values_stored) {
+                if constexpr (tile_type::scaled_values)
+                    for (int i = 0; i < tile_keys; i += P::lanes)
+                        (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
+                return rows_.add_values(t_.stored_values, tile_keys, t_.weights, 1, next);
+            }
+        rows_.add_values(t_.value_rows, tile_keys, t_.weights, 1, next);
+    }
 
 private:
     using shape = row_shape<P>;
@@ -244,14 +273,34 @@ private:
                               for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
                       });
         }
-        const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes;
-        for (int k = 0; count_ < used && k < end; ++k) std::fill(t_.weights + k * lanes + count_, t_.weights + k * lanes + used, T{0});
+        // The products of a row's first lanes fill a vector.
+        const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes, first = std::max(count_, static_cast<int>(P::lanes));
+        for (int k = 0; first < used && k < end; ++k) std::fill(t_.weights + k * lanes + first, t_.weights + k * lanes + used, T{0});
+    }
+    // The weights of a group's lanes side by side, 0 where masked, and their bits.
+    HEED_NOINLINE void gather(const tile_segment& part, const group& g, const T* factor, std::uint64_t* bits) const {
+        const int* lane = lane_of_ + g.first;
+        for (int k = 0; k < part.count; ++k) {
+            const T* from = t_.weights + (part.begin + k) * lanes;
+            T* to = t_.gathered + k * most_shared;
+            to[g.count] = 0;
+            bits[k] = 0;
+            for (int j = 0; j < g.count; ++j) to[j] = from[lane[j]];
+            if (!part.masked && factor == nullptr) continue;
+            for (int j = 0; j < g.count; ++j) {
+                const bool seen = !part.masked || (t_.bits[part.begin + k] >> lane[j] & 1) != 0;
+                bits[k] |= std::uint64_t{seen} << j;
+                to[j] = !seen ? T{0} : factor == nullptr ? to[j] : to[j] * factor[part.begin + k];
+            }
+        }
     }
     void shared_values(const tile_segment* segments, int n, int count) {
         constexpr int stride = most_shared;
         for (int i = 0; i < value_groups_; ++i) {
             const group& g = values_[i];
             const int* lane = lane_of_ + g.first;
+            // A group of 3 is multiplied as one of 4, whose last weights must be 0.
+            const bool neighbours = lane[g.count - 1] - lane[0] == g.count - 1 && g.count % 4 != 3;
             const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
             row_prefetch next =
                 i + 1 < value_groups_ ? values_ahead(i + 1, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
@@ -261,22 +310,12 @@ private:
                           finiteness finite = finiteness::unknown;
                           for (int s = 0; s < n; ++s) {
                               const tile_segment& part = segments[s];
-                              std::uint64_t bits[tile_keys] = {};
-                              for (int k = 0; k < part.count; ++k) {
-                                  const T* from = t_.weights + (part.begin + k) * lanes;
-                                  T* to = t_.gathered + k * stride;
-                                  if (!part.masked && factor == nullptr) {
-                                      for (int j = 0; j < g.count; ++j) to[j] = from[lane[j]];
-                                      to[g.count] = 0;
-                                      continue;
-                                  }
-                                  for (int j = 0; j < g.count; ++j) {
-                                      const bool seen = !part.masked || (t_.bits[part.begin + k] >> lane[j] & 1) != 0;
-                                      bits[k] |= std::uint64_t{seen} << j;
-                                      to[j] = !seen ? T{0} : factor == nullptr ? from[lane[j]] : from[lane[j]] * factor[part.begin + k];
-                                  }
-                                  to[g.count] = 0;
+                              if (neighbours && !part.masked && factor == nullptr) {
+                                  into.add_values(rows + part.begin, part.count, t_.weights + part.begin * lanes + lane[0], lanes, next);
+                                  continue;
                               }
+                              std::uint64_t bits[tile_keys];
+                              gather(part, g, factor, bits);
                               if (part.masked && !tile_finite<P>(finite, rows, count, p_.width()))
                                   into.add_visible_values(rows + part.begin, part.count, t_.gathered, stride, bits);
                               else

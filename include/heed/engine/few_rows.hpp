@@ -58,19 +58,23 @@ public:
     template <class S>
     void multiply_keys(const S* const* keys, int count, T* scratch, T* scores, index stride, row_prefetch& next, int first = 0) const {
         for_row_groups<P>(count_, [&](auto r, int at) {
-            dot_rows<decltype(r)::value, P>(keys, count, depth_, query_ + at * shape::padded(depth_), scratch, scores, stride, first + at,
-                                            next);
+            stepwise<decltype(r)::value>(next, [&](auto& ahead) {
+                dot_rows<decltype(r)::value, P>(keys, count, depth_, query_ + at * shape::padded(depth_), scratch, scores, stride,
+                                                first + at, ahead);
+            });
         });
     }
     // Of the only query; scores[key].
     template <class S>
     void multiply_keys_once(const S* const* keys, int count, T* scores, row_prefetch& next) const {
-        if constexpr (shape::possible) dot_row<P>(keys, count, depth_, query_, scores, next);
+        if constexpr (shape::possible) stepwise<1>(next, [&](auto& ahead) { dot_row<P>(keys, count, depth_, query_, scores, ahead); });
     }
     template <class S>
     void add_values(const S* const* values, int count, const T* weights, index stride, row_prefetch& next) {
         for_row_groups<P>(count_, [&](auto r, int at) {
-            add_rows<decltype(r)::value, P>(values, count, width_, weights + at, stride, out(at), shape::padded(width_), next);
+            stepwise<decltype(r)::value>(next, [&](auto& ahead) {
+                add_rows<decltype(r)::value, P>(values, count, width_, weights + at, stride, out(at), shape::padded(width_), ahead);
+            });
         });
     }
     // The same with the same bits, without the pairs that are not visible: bit i of bits[k] for query i and key k.
@@ -102,12 +106,26 @@ public:
     }
     // Writes row i of the output, times its normaliser; with 0 whatever the row holds becomes 0.
     void write(int i, T normaliser, T* to) const {
-        for (index d = 0; d < width_; ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
+        const T* from = out(i);
+        index d = 0;
+        if (normaliser == 0) return std::fill(to, to + width_, T{0}), void();
+        for (; d + P::lanes <= width_; d += P::lanes) (P::load(from + d) * P(normaliser)).store(to + d);
+        for (; d < width_; ++d) to[d] = from[d] * normaliser;
     }
     void reopen(int count) { count_ = count; }
     int count() const { return count_; }
 
 private:
+    // f(what is to be done between products of R queries).
+    template <int R, class F>
+    static void stepwise(row_prefetch& next, F&& f) {
+        if constexpr (R == 1) {
+            row_prefetch::by_rows whole(next);
+            f(whole);
+        } else {
+            f(next);
+        }
+    }
     T* out(int i) const { return out_ + i * shape::padded(width_); }
 
     T *query_ = nullptr, *out_ = nullptr;

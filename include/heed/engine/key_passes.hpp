@@ -3,9 +3,10 @@
 // Queries in lanes, as in engine/strip.hpp. All keys that any of them sees are listed once, and their weights w = exp(score - largest
 // score) kept, a row of lanes a key: the memory of a worker grows with the keys of one sequence, not with pairs. A pass walks tiles of
 // these keys; in each, products of rows with vectors in lanes, and sums of rows over keys, by the one micro-kernel. A weight is 0 exactly
-// where its pair is masked.
+// where its pair is masked. Few queries have the features of a row in lanes instead (engine/few_rows.hpp), between rows of lanes.
 #pragma once
 
+#include <heed/engine/few_rows.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
 #include <heed/engine/score_chain.hpp>
@@ -31,11 +32,13 @@ public:
     using T = typename Problem::T;
     using P = typename Problem::P;
     using shape = tile_shape<P>;
-    using arranged = arrangement<typename Problem::mask_type>;
+    using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     using bound_mask = typename arranged::bound_mask;
     static constexpr int lanes = shape::lanes;
     using chain = score_chain<P, typename Problem::mods_type, tile_keys * lanes>;
     static constexpr int mods = chain::size;
+    // Queries that leave most lanes empty; 0 where vectors are too short for features in lanes.
+    static constexpr int most_few = row_shape<P>::possible ? P::lanes * 3 / 8 : 0;
 
     // Up to tile_keys visible keys. `rows` is `count` up to a full register tile: rows past the last key repeat it, with weight 0.
     struct tile {
@@ -49,7 +52,7 @@ public:
 
     key_passes(arena& a, const Problem& p, index most_keys)
         : p_(p),
-          weights_(a.take<T>((most_keys + shape::most_rows) * lanes)),
+          weights_(a.take<T>((most_keys + most_padding) * lanes)),
           keys_(a.take<index>(most_keys)),
           flags_(a.take<unsigned char>(most_keys / tile_keys + 1)),
           query_(a.take<T>(p.depth() * lanes)),
@@ -65,7 +68,9 @@ public:
           rows_(a.take<const T*>(lanes)),
           key_scratch_(a.take<T>(std::max(tile_keys * p.k.scratch_per_row(), lanes * p.q.scratch_per_row()))),
           value_scratch_(a.take<T>(tile_keys * p.v.scratch_per_row())),
-          bits_(a.take<std::uint64_t>(tile_keys)) {}
+          bits_(a.take<std::uint64_t>(tile_keys)),
+          packed_(a.take<T>(few_rows<P>::elements(std::max(p.depth(), p.width()), most_few))),
+          lines_(a.take<T>(few_rows<P>::elements(std::max(p.depth(), p.width()), most_few))) {}
 
     // Which queries these are: rows of the sequence, whose first one stands at `offset`; makes Q^T.
     void place(const sequence& seq, index number, index head, const index* queries, int count, index offset) {
@@ -74,6 +79,7 @@ public:
         head_ = head;
         count_ = count;
         vectors_ = (count + P::lanes - 1) / P::lanes;
+        few_ = count <= most_few;
         to_row_ = seq.query_begin - offset;
         for (int i = 0; i < lanes; ++i) {
             positions_[i] = queries[std::min(i, count - 1)] + offset;
@@ -95,7 +101,7 @@ public:
         if (!known) std::fill(top_, top_ + lanes, none);
         for (index first = 0; first < keys_seen_; first += tile_keys) {
             const int count = static_cast<int>(std::min(tile_keys, keys_seen_ - first));
-            fetch(p_.k, keys_ + first, count, key_scratch_, key_rows_);
+            fetch(p_.k, key_head(), keys_ + first, count, key_scratch_, key_rows_);
             T* scores = weights_ + first * lanes;
             multiply(key_rows_, padded(count), p_.depth(), query_, nullptr, scores, as_it_is);
             const bool masked = ask_bits(look, keys_ + first, count);
@@ -110,8 +116,18 @@ public:
     }
 
     int count() const { return count_; }
+    bool few() const { return few_; }
     index row_of(int i) const { return positions_[i] + to_row_; }
     index head() const { return head_; }
+    index key_head() const { return p_.key_head(head_); }
+    index value_head() const { return p_.value_head(head_); }
+    // With what the output of a query is multiplied.
+    T output_factor(int i) const {
+        if constexpr (Problem::routes_type::weighs)
+            return static_cast<T>(p_.routes.factor(p_.query_batch(seq_), head_, row_of(i)));
+        else
+            return 1;
+    }
     const sequence& rows() const { return seq_; }
     index depth() const { return p_.depth(); }
     index width() const { return p_.width(); }
@@ -135,8 +151,8 @@ public:
     void each(F&& f) const {
         for (index first = 0; first < keys_seen_; first += tile_keys) {
             const int count = static_cast<int>(std::min(tile_keys, keys_seen_ - first));
-            if constexpr (Keys) fetch(p_.k, keys_ + first, count, key_scratch_, key_rows_);
-            if constexpr (Values) fetch(p_.v, keys_ + first, count, value_scratch_, value_rows_);
+            if constexpr (Keys) fetch(p_.k, key_head(), keys_ + first, count, key_scratch_, key_rows_);
+            if constexpr (Values) fetch(p_.v, value_head(), keys_ + first, count, value_scratch_, value_rows_);
             f(tile{static_cast<int>(first), count, padded(count), flags_[first / tile_keys] == 3, weights_ + first * lanes, key_rows_,
                    value_rows_, keys_ + first});
         }
@@ -146,6 +162,8 @@ public:
     // to[key][lane] = f(start[lane] + sum_d rows[key][d] with[d][lane], key * lanes + lane); without `start` from 0.
     template <class F>
     void multiply(const T* const* rows, int count, index features, const T* with, const T* start, T* to, F f) const {
+        if constexpr (most_few > 0)
+            if (few_) return multiply_few(rows, count, features, with, start, to, f);
         for_steps<P>(tile_segment{0, count, 0, vectors_, false}, [&](auto v, const tile_segment& s) {
             multiply_vectors<decltype(v)::value>(rows, count, features, with, start, to, static_cast<index>(s.first) * P::lanes, f);
         });
@@ -168,6 +186,8 @@ public:
     // into[d - first][lane] += sum over the tile's keys of rows[key][d] factors[key][lane], for features from `first` on.
     void add(const tile& t, const T* const* rows, index features, const T* factors, T* into, index first = 0) const {
         if (t.careful) return add_one_by_one(t, rows, features, factors, into, first);
+        if constexpr (most_few > 0)
+            if (few_ && first == 0) return add_few(rows, t.count, features, factors, into);
         for_steps<P>(tile_segment{0, t.count, 0, vectors_, false}, [&](auto v, const tile_segment& s) {
             add_vectors<decltype(v)::value>(rows, t.count, first, features, factors + static_cast<index>(s.first) * P::lanes,
                                             into + static_cast<index>(s.first) * P::lanes);
@@ -208,7 +228,12 @@ public:
 
 private:
     static constexpr T none = -std::numeric_limits<T>::infinity();
-    static constexpr int padded(int count) { return (count + shape::most_rows - 1) / shape::most_rows * shape::most_rows; }
+    static constexpr int most_padding = most_few > 0 ? 16 : shape::most_rows;
+    // Rows up to a full register tile.
+    int padded(int count) const {
+        const int of = few_ ? most_padding : shape::most_rows;
+        return (count + of - 1) / of * of;
+    }
 
     // f(number of the first key, count) for runs of neighbours.
     template <class F>
@@ -219,14 +244,14 @@ private:
         }
     }
     template <class Source>
-    HEED_NOINLINE void fetch(const Source& source, const index* keys, int count, T* scratch, const T** rows) const {
+    HEED_NOINLINE void fetch(const Source& source, index head, const index* keys, int count, T* scratch, const T** rows) const {
         runs(keys, count, [&](int i, int n) {
-            source.rows(seq_.batch, head_ / p_.group(), seq_.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), rows + i);
+            source.rows(seq_.batch, head, seq_.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), rows + i);
         });
         for (int i = count; i < padded(count); ++i) rows[i] = rows[count - 1];
     }
     bool finite_rows(index first, int count) const {
-        fetch(p_.v, keys_ + first, count, value_scratch_, value_rows_);
+        fetch(p_.v, value_head(), keys_ + first, count, value_scratch_, value_rows_);
         return all_finite<P>(key_rows_, 0, count, p_.depth()) && all_finite<P>(value_rows_, 0, count, p_.width());
     }
     // Writes bits_; returns whether any pair is masked.
@@ -306,7 +331,7 @@ private:
     // Scores become weights; a visible one is never 0. Sums are made tile by tile.
     HEED_NOINLINE void weigh(bool known) {
         constexpr int step = 4;
-        const index rows = (keys_seen_ + shape::most_rows - 1) / shape::most_rows * shape::most_rows;
+        const index rows = padded(static_cast<int>(keys_seen_));
         for (index at = 0; at < used(); at += P::lanes) {
             const P top = P::load(top_ + at);
             P total(0), seen(0);
@@ -354,6 +379,36 @@ private:
             c.store(to + i * lanes + at, lanes);
         }
     }
+    // The row of each query in lines_, of vectors in lanes, and back.
+    index line(int i, index features) const { return i * row_shape<P>::padded(features); }
+    void to_lines(const T* from, index features) const {
+        for (int i = 0; i < count_; ++i) {
+            T* to = lines_ + line(i, features);
+            for (index d = 0; d < features; ++d) to[d] = from[d * lanes + i];
+            std::fill(to + features, to + row_shape<P>::padded(features), T{0});
+        }
+    }
+    template <class F>
+    HEED_NOINLINE void multiply_few(const T* const* rows, int count, index features, const T* with, const T* start, T* to, F f) const {
+        const T* queries[static_cast<std::size_t>(most_few)];
+        to_lines(with, features);
+        for (int i = 0; i < count_; ++i) queries[i] = lines_ + line(i, features);
+        few_rows<P> products(packed_, nullptr, features, 0);
+        products.begin(queries, count_, T{1});
+        row_prefetch none;
+        products.multiply_keys(rows, count, nullptr, to, lanes, none);
+        const P begin = start != nullptr ? P::load(start) : P(0);
+        for (int k = 0; k < count; ++k) f(P::load(to + k * lanes) + begin, k * lanes).store(to + k * lanes);
+    }
+    HEED_NOINLINE void add_few(const T* const* rows, int count, index features, const T* factors, T* into) const {
+        to_lines(into, features);
+        few_rows<P> sums(nullptr, lines_, 0, features);
+        sums.reopen(count_);
+        row_prefetch none;
+        sums.add_values(rows, count, factors, lanes, none);
+        for (int i = 0; i < count_; ++i)
+            for (index d = 0; d < features; ++d) into[d * lanes + i] = lines_[line(i, features) + d];
+    }
     template <int N>
     HEED_NOINLINE void add_vectors(const T* const* rows, int count, index first, index features, const T* factors, T* into) const {
         constexpr int M = shape::rows(N);
@@ -394,9 +449,11 @@ private:
     const T **key_rows_, **value_rows_, **rows_;
     T *key_scratch_, *value_scratch_;
     std::uint64_t* bits_;
+    T *packed_, *lines_;
     sequence seq_;
     index number_ = 0, head_ = 0, to_row_ = 0, keys_seen_ = 0;
     int count_ = 0, vectors_ = 0;
+    bool few_ = false;
     index positions_[lanes];
 };
 

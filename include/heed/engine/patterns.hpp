@@ -16,12 +16,17 @@
 
 namespace heed::inline HEED_ISA {
 
-// A tile of a strip: its cut, and the bits of its rows where a segment is masked.
+// Neighbouring queries of a strip that may take values together (engine/group_keys.hpp).
+inline constexpr int value_group = 4;
+
+// A tile of a strip: its cut, the bits of its rows where a segment is masked, and what groups of queries see.
 template <int Lanes>
 struct seen_tile {
     int segments;
     segment_list list;
     std::conditional_t<(Lanes <= 32), std::uint32_t, std::uint64_t> bits[tile_keys];
+    static constexpr int most_groups = (Lanes + value_group - 1) / value_group;
+    std::uint64_t groups[static_cast<std::size_t>(most_groups)];  // bit k for key k, if values are taken so
 
     bool masked() const {
         return std::any_of(list, list + segments, [](const tile_segment& s) { return s.masked; });
@@ -136,16 +141,16 @@ private:
 template <int Lanes, bool Repeats, class Cursor>
 class pattern_visit {
 public:
-    // known: the pattern's place, or -1; find() makes the cursor.
+    // known: the pattern's place, or -1; find() makes the cursor; most: keys of a tile.
     template <class Find>
-    pattern_visit(patterns<Lanes>& kept, index pattern, int known, bool keeps, index origin, Find&& find)
-        : kept_(kept), pattern_(pattern), origin_(origin), known_(known), keeps_(keeps) {
+    pattern_visit(patterns<Lanes>& kept, index pattern, int known, bool keeps, index origin, int most, Find&& find)
+        : kept_(kept), pattern_(pattern), origin_(origin), known_(known), most_(most), keeps_(keeps) {
         if (!Repeats || known < 0) found_.emplace(find());
     }
     bool known() const { return Repeats && known_ >= 0; }
     // Writes the keys of the next tile and returns their number, 0 at the end.
     int operator()(index* keys) {
-        if (!known()) return (*found_)(keys, static_cast<int>(tile_keys));
+        if (!known()) return (*found_)(keys, most_);
         return read_ < kept_.tiles(known_) ? kept_.at(known_, read_++)->get(keys, origin_) : 0;
     }
     // Where it stands what strips see of a tile, taken in the order of tiles, or where to leave it; null: nowhere.
@@ -165,7 +170,7 @@ public:
 private:
     patterns<Lanes>& kept_;
     index pattern_, origin_;
-    int known_, read_ = 0, taken_ = 0;
+    int known_, most_, read_ = 0, taken_ = 0;
     bool keeps_;
     std::optional<Cursor> found_;
 };

@@ -88,6 +88,23 @@ HEED_INLINE void for_steps(tile_segment s, F&& f) {
     }
 }
 
+// C^T += A^T B^T with the bits of the product of register tiles, where a row of A that a query may not see is multiplied for nothing:
+// out[d][query] += rows[k][d] weights[k][query], rows of `stride` queries.
+template <class P, class T>
+void add_visible(const tile_segment& s, const std::uint64_t* bits, const T* const* rows, index width, const T* weights, T* out,
+                 index stride) {
+    for (int i = s.begin; i < s.begin + s.count; ++i)
+        for (int v = s.first; v < s.first + s.vectors; ++v) {
+            const auto visible = P::mask_from_bits(bits[i] >> (v * P::lanes));
+            const P weight = P::load(weights + i * stride + v * P::lanes);
+            for (index d = 0; d < width; ++d) {
+                T* to = out + d * stride + v * P::lanes;
+                const P before = P::load(to);
+                select(visible, fma(P(rows[i][d]), weight, before), before).store(to);
+            }
+        }
+}
+
 // Whether rows [begin, begin + count) are free of NaN and infinity, so that a factor 0 removes them.
 template <class P, class S>
 bool all_finite(const S* const* rows, int begin, int count, index features) {

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 
 namespace heed::inline HEED_ISA {
 
@@ -58,6 +59,12 @@ public:
         executor.bulk(tasks_.count(), [&](index n, index worker) {
             l.singular[n] = work(tasks_.at(l.first, n), workers + worker_bytes_ * static_cast<std::size_t>(worker));
         });
+        tasks_.each_other(executor, [&](index batch, index head, index row) {
+            auto* out = p_.out.data + p_.out.offset(batch, head, row, index{0});
+            std::fill(out, out + p_.width(), typename Problem::out_type{});
+            if (p_.lse.data != nullptr) p_.lse(batch, head, row) = -std::numeric_limits<T>::infinity();
+            p_.accumulator.keep_none(batch, head, row, p_.depth());
+        });
         for (index n = 0; n < tasks_.count(); ++n) singular_ += l.singular[n];
     }
     // Rows without a unique solution.
@@ -89,7 +96,7 @@ private:
     index work(const typename strip_tasks<Problem>::task& at, std::byte* memory) const {
         arena a(memory);
         worker_memory m = take_worker(a);
-        const int count = tasks_.block(at.rows, at.block, m.queries);
+        const int count = tasks_.block(at.rows, at.head, at.block, m.queries);
         if (count == 0) return 0;
         const extents shape = tasks_.shape_of(at.rows);
         const bound_policies<Problem> bound(p_, shape);
@@ -109,9 +116,11 @@ private:
                           [w = t.weights](const P& x, index i) { return x * P::load(w + i); });
             keys.add(t, t.values, width, keys.factors(), m.out);
         });
+        T factor[lanes] = {};
+        for (int i = 0; i < count; ++i) factor[i] = keys.total()[i] == 0 ? T{0} : solve.factor()[i] * keys.output_factor(i);
         for (index i = 0; i < keys.used(); i += P::lanes) {
-            const P by = P::load(solve.factor() + i);
-            const auto none = P::load(keys.total() + i) == P(0);
+            const P by = P::load(factor + i);
+            const auto none = by == P(0);
             for (index d = 0; d < width; ++d) select(none, P(0), P::load(m.out + d * lanes + i) * by).store(m.out + d * lanes + i);
         }
         index singular = 0;

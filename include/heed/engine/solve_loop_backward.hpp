@@ -68,12 +68,22 @@ public:
         const auto of = [&](index worker) { return workers + worker_bytes_ * static_cast<std::size_t>(worker); };
         tasks_.list(kept_.first);
         executor.bulk(tasks_.count(), [&](index n, index worker) { kept_.singular[n] = queries(tasks_.at(kept_.first, n), of(worker)); });
-        const index key_heads = p_.whole.key_heads;
-        executor.bulk(tasks_.sequences() * key_heads * parts_, [&](index n, index worker) {
-            keys(n / (key_heads * parts_), n / parts_ % key_heads, n % parts_ * part_keys, of(worker));
+        tasks_.each_other(executor, [&](index batch, index head, index row) {
+            fill_row(p_.dq, batch, head, row);
+            kept_.d_parameter[number_of(batch, head, row)] = 0;
+        });
+        if constexpr (Problem::mapped) {
+            // A head that no query head reads has a gradient too.
+            const index heads = std::max(p_.dk.extent(1), p_.dv.extent(1));
+            executor.bulk(tasks_.sequences() * heads, [&](index n, index) { clear_head(tasks_.at(n / heads), n % heads); });
+        }
+        const index bundles = p_.bundles();
+        executor.bulk(tasks_.sequences() * bundles * parts_, [&](index n, index worker) {
+            keys(n / (bundles * parts_), n / parts_ % bundles, n % parts_ * part_keys, of(worker));
         });
         for (index n = 0; n < tasks_.count(); ++n) singular_ += kept_.singular[n];
         if constexpr (is_learned<typename Problem::accumulator_type>) collect();
+        if constexpr (is_learned<typename Problem::routes_type>) collect_factors();
     }
     // Rows without a unique solution.
     index singular() const { return singular_; }
@@ -180,14 +190,14 @@ private:
         query_memory q = take_strip(a);
         strip_memory& m = q.strip;
         passes& keys = m.keys;
-        const int count = tasks_.block(at.rows, at.block, m.queries);
+        const int count = tasks_.block(at.rows, at.head, at.block, m.queries);
         if (count == 0) return 0;
         const index depth = p_.depth(), batch = at.rows.batch;
         const extents shape = tasks_.shape_of(at.rows);
         const bound_policies<Problem> bound(p_, shape);
         keys.place(at.rows, at.number, at.head, m.queries, count, shape.offset());
         keys.gather(bound.mask, bound.mods, 0, at.rows.keys, false);
-        read_d_out(keys, m, [&](int i) { return keys.total()[i] == 0 ? T{0} : T{1}; });
+        read_d_out(keys, m, [&](int i) { return keys.total()[i] == 0 ? T{0} : keys.output_factor(i); });
         std::fill(m.d_lse, m.d_lse + lanes, T{0});
         solver solve(p_.accumulator, depth, p_.width(), true, q.solver_memory);
         std::fill(solve.parameter(), solve.parameter() + lanes, T{1});
@@ -225,7 +235,7 @@ private:
             kept_.start[n] = solve.start()[i];
             kept_.d_start[n] = solve.d_start()[i];
             kept_.curvature[n] = solve.curvature()[i];
-            kept_.d_out_factor[n] = seen ? solve.factor()[i] * keys.total()[i] : T{0};
+            kept_.d_out_factor[n] = seen ? solve.factor()[i] * keys.total()[i] * keys.output_factor(i) : T{0};
             kept_.d_parameter[n] = seen ? solve.d_parameter(i) : T{0};
             singular += solve.singular(i);
             if (!seen)
@@ -242,14 +252,20 @@ private:
         return singular;
     }
 
-    // dK and dV of keys [begin, begin + part_keys) of a sequence and key head.
-    void keys(index number, index key_head, index begin, std::byte* memory) const {
+    void clear_head(const sequence& rows, index head) const {
+        for (index k = rows.key_begin; k < rows.key_begin + rows.keys; ++k) {
+            if (head < p_.dk.extent(1)) fill_row(p_.dk, rows.batch, head, k);
+            if (head < p_.dv.extent(1)) fill_row(p_.dv, rows.batch, head, k);
+        }
+    }
+    // dK and dV of keys [begin, begin + part_keys) of a sequence and the heads of a bundle.
+    void keys(index number, index bundle, index begin, std::byte* memory) const {
         const sequence rows = tasks_.at(number);
         const index end = std::min(rows.keys, begin + part_keys);
         if (begin >= end) return;
-        for (index k = begin; k < end; ++k) {
-            fill_row(p_.dk, rows.batch, key_head, rows.key_begin + k);
-            fill_row(p_.dv, rows.batch, key_head, rows.key_begin + k);
+        for (index k = begin; k < end && !Problem::mapped; ++k) {
+            fill_row(p_.dk, rows.batch, bundle, rows.key_begin + k);
+            fill_row(p_.dv, rows.batch, bundle, rows.key_begin + k);
         }
         const extents shape = tasks_.shape_of(rows);
         const bound_policies<Problem> bound(p_, shape);
@@ -257,9 +273,10 @@ private:
         part_memory m = take_part(a);
         std::fill(m.zeros, m.zeros + std::max(p_.depth(), p_.width()), T{0});
         const index blocks = tasks_.blocks(rows);
-        for (index head = key_head * p_.group(); head < (key_head + 1) * p_.group(); ++head)
+        for (index h = 0; h < p_.bundle_size(bundle); ++h)
             for (index b = 0; b < blocks; ++b) {
-                const int count = tasks_.block(rows, b, m.strip.queries);
+                const index head = p_.bundle_head(bundle, h);
+                const int count = tasks_.block(rows, head, b, m.strip.queries);
                 if (count == 0) continue;
                 m.strip.keys.place(rows, number, head, m.strip.queries, count, shape.offset());
                 for (int i = 0; i < lanes; ++i) {
@@ -270,10 +287,10 @@ private:
                     m.d_start[i] = i < count ? kept_.d_start[n] : T{0};
                     m.curvature[i] = i < count ? kept_.curvature[n] : T{0};
                 }
-                if (m.strip.keys.gather(bound.mask, bound.mods, begin, end, true)) add_strip(m, bound, key_head);
+                if (m.strip.keys.gather(bound.mask, bound.mods, begin, end, true)) add_strip(m, bound);
             }
     }
-    void add_strip(part_memory& m, const bound_policies<Problem>& bound, index key_head) const {
+    void add_strip(part_memory& m, const bound_policies<Problem>& bound) const {
         strip_memory& s = m.strip;
         passes& keys = s.keys;
         const index depth = p_.depth(), width = p_.width(), batch = keys.rows().batch, used = keys.used();
@@ -319,14 +336,14 @@ private:
                 for (int part = 0; part < 3; ++part) keys.clear_masked(t, m.factors + part * lanes, 3 * lanes);
             sum(t, m.factors, 3 * lanes, m.key_panels, 3 * lanes, depth, careful, m.d_key);
             sum(t, m.factors + 2 * lanes, 3 * lanes, m.value_panels, lanes, width, careful, m.d_value);
-            const auto hand_out = [&](const view<T, 4>& into, const T* from, index features) {
+            const auto hand_out = [&](const view<T, 4>& into, index head, const T* from, index features) {
                 for (int k = 0; k < t.count; ++k, from += panels::padded(features)) {
-                    T* row = into.data + into.offset(batch, key_head, keys.rows().key_begin + t.positions[k], index{0});
+                    T* row = into.data + into.offset(batch, head, keys.rows().key_begin + t.positions[k], index{0});
                     for (index d = 0; d < features; ++d) row[d] += from[d];
                 }
             };
-            hand_out(p_.dk, m.d_key, depth);
-            hand_out(p_.dv, m.d_value, width);
+            hand_out(p_.dk, keys.key_head(), m.d_key, depth);
+            hand_out(p_.dv, keys.value_head(), m.d_value, width);
         });
     }
     // Rows of a strip into panels from row `first` on; those without a query are 0.
@@ -379,6 +396,24 @@ private:
     }
     static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
         for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
+    }
+    // Gradients of what outputs are multiplied with: of a row, of its output before that.
+    void collect_factors() const {
+        for (index s = 0; s < tasks_.sequences(); ++s) {
+            const sequence rows = tasks_.at(s);
+            index row[lanes];
+            for (index h = 0; h < p_.whole.heads; ++h)
+                for (index b = 0; b < tasks_.blocks(rows); ++b)
+                    for (int i = tasks_.block(rows, h, b, row); i-- > 0;) {
+                        const index at = rows.query_begin + row[i];
+                        const double factor = p_.routes.factor(p_.query_batch(rows), h, at);
+                        double product = 0;
+                        if (factor == 0 || p_.lse(rows.batch, h, at) == none) continue;
+                        for (index d = 0; d < p_.width(); ++d)
+                            product += double{T{p_.d_out(rows.batch, h, at, d)}} * double{T{p_.out(rows.batch, h, at, d)}};
+                        p_.routes.collect(p_.query_batch(rows), h, at, product / factor, p_.routes.into);
+                    }
+        }
     }
     // Gradients of the accumulator's parameter, row by row.
     void collect() const {

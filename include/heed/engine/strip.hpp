@@ -7,6 +7,7 @@
 
 #include <heed/engine/bfloat16_products.hpp>
 #include <heed/engine/few_products.hpp>
+#include <heed/engine/group_keys.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/patterns.hpp>
 #include <heed/engine/problem.hpp>
@@ -36,8 +37,6 @@ public:
     using tile_type = tile_memory<Problem>;
     using seen_type = seen_tile<lanes>;
     using few_type = few_products<Problem>;
-    static constexpr bool wide_keys = tile_type::wide_keys, wide_values = tile_type::wide_values;
-    static constexpr bool scaled_keys = tile_type::scaled_keys, scaled_values = tile_type::scaled_values;
     static constexpr index most_strips = 256 / lanes > 0 ? 256 / lanes : 1;  // of a block
     static constexpr int mods = std::tuple_size_v<typename Problem::mods_type>;
     static constexpr bool weighted = !std::is_same_v<typename Problem::weight_type, whole_weights>;
@@ -45,6 +44,7 @@ public:
     static constexpr bool plain = mods == 0 && !Problem::similarity_type::uses_squares;
     // A tile of keys that the only query of a strip sees all of may have keys in lanes.
     static constexpr bool single = plain && !weighted && row_shape<P>::possible && requires(lanes_type& l, P (&x)[1]) { l.absorb_keys(x); };
+    static constexpr bool groups_values = arranged::repeats && row_shape<P>::possible;
     static constexpr bool narrow_out = tile_type::narrow_out, has_pairs = tile_type::has_pairs;
 
     // Whether strips with queries in lanes make their products of pairs of bfloat16, and whether by matrix registers.
@@ -83,6 +83,7 @@ public:
     }
     index value_steps() const {
         if (few_) return rows_.value_steps(count_);
+        if (grouped_) return group_keys<P>::steps(count_, p_.width());
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
@@ -97,11 +98,13 @@ public:
     // Which queries these are: number i is that of head `head` + i / `queries`, row i % `queries` of the sequence, whose first one is row
     // `first_row` of the tensors and stands at `offset`. Alone: no other strip has its tiles. Shared: they are few, and may read several
     // heads of K or V, which tiles need not hold.
-    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone, bool shared) {
+    void place(index head, index queries, const index* numbers, int count, index first_row, index offset, bool alone, bool shared,
+               bool grouped) {
         count_ = count;
         few_ = shared || (alone && is_few(p_, count));
         paired_ = !few_ && takes_pairs(p_);
-        in_rows_ = few_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
+        grouped_ = groups_values && grouped && !few_ && !paired_;
+        in_rows_ = few_ || grouped_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
         if (in_rows_) rows_.open(count, paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
         parts_ = 0;
         for (int i = 0; i < count; ++i) {
@@ -150,6 +153,7 @@ public:
         } else if (paired_) {
             pairs_.begin(count);
         } else {
+            if (grouped_) std::fill(out_, out_ + p_.width() * lanes, T{0});
             if (count < lanes) std::fill(s_.query, s_.query + depth * lanes, T{0});
             transpose_into(rows_at<const T>{t_.key_rows}, count, depth, rows_apart<T>{s_.query, lanes}, static_cast<T>(unit));
         }
@@ -199,10 +203,22 @@ public:
             fresh_ = false;
             return;
         }
+        if constexpr (groups_values)
+            if (grouped_) {
+                const group_keys<P> of_tile(segments, n, t_.bits, kept, known);
+                fresh_ = false;
+                assumed_ = assumed_ || of_tile.masked();
+                const bool one_by_one =
+                    of_tile.masked() && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width());
+                return of_tile.add_values(one_by_one, count_, t_.value_rows, p_.width(), t_.weights, out_, *next_values_);
+            }
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
         const auto all = [&] { return n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_; };
-        if (in_rows_) return pairs_.add_values_to_rows(segments, n, count, all(), overwrites, next_values);
+        if (in_rows_) {
+            assumed_ = true;
+            return pairs_.add_values_to_rows(segments, n, count, count_, all(), careful_, overwrites, next_values);
+        }
         if (overwrites && (segments[0].vectors != vectors_ || vectors_ != shape::step || segments[0].masked)) {
             std::fill(out_, out_ + p_.width() * lanes, T{0});
             overwrites = false;
@@ -212,14 +228,20 @@ public:
             // A weight 0 removes a value that is a number; the product shows whether all were.
             assumed_ = assumed_ || segments[i].masked;
             if (segments[i].masked && careful_ && !tile_finite<P>(*t_.values_finite, t_.value_rows, count, p_.width()))
-                values_one_by_one(segments[i]);
+                add_visible<P>(segments[i], t_.bits, t_.value_rows, p_.width(), t_.weights, out_, lanes);
             else
-                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) { values<decltype(v)::value>(s, overwrites && i == 0); });
+                for_steps<P>(segments[i], [&](auto v, const tile_segment& s) {
+                    constexpr int N = decltype(v)::value;
+                    next_values.crowded() ? values<N, true>(s, overwrites && i == 0) : values<N, false>(s, overwrites && i == 0);
+                });
         }
     }
 
     // Whether the outputs are what they would be had it been careful.
-    bool sound() const { return !assumed_ || careful_ || all_finite<P>(out_, p_.width() * lanes); }
+    bool sound() const {
+        const index row = grouped_ ? p_.width() : pair_products_of<Problem>::row_stride(p_.width());
+        return !assumed_ || careful_ || all_finite<P>(out_, in_rows_ ? count_ * row : p_.width() * lanes);
+    }
 
     // Joins another part of the keys of the same queries.
     void merge(strip& other) {
@@ -259,21 +281,16 @@ public:
         const index width = p_.width();
         if (in_rows_) {
             for (int i = 0; i < count_; ++i)
-                if (few_)
+                if (few_ || grouped_)
                     rows_.write(i, normaliser[i], t_.written[i]);
                 else
                     pairs_.write(i, normaliser[i], t_.written[i]);
             return narrow(seq);
         }
-        for (index at = 0; at < lanes; at += P::lanes) {
-            const P by = P::load(normaliser + at);
-            for (index d = 0; d < width; ++d) {
-                T* o = out_ + d * lanes + at;
-                // 0 times what an invisible row may have left is 0 here.
-                select(by == P(0), P(0), P::load(o) * by).store(o);
-            }
-        }
-        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, T{1});
+        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, factors_at<T>{normaliser});
+        // What an invisible row may have left need not be a number.
+        for (int i = 0; i < count_; ++i)
+            if (normaliser[i] == 0) std::fill(t_.written[i], t_.written[i] + width, T{0});
         narrow(seq);
     }
 
@@ -357,7 +374,8 @@ private:
                         constexpr form Form = decltype(heads)::value;
                         if constexpr (has_pairs)
                             if (paired_) return weigh_rows<N, Masked, Form, true>(s, batch, count, mods_of_sequence);
-                        score_rows<N, Masked, Form>(s, batch, count, mods_of_sequence);
+                        if (next_keys_->crowded()) return score_rows<N, Masked, Form, true>(s, batch, count, mods_of_sequence);
+                        score_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
                     };
                     if constexpr (mods > 0 && most_parts > 1)
                         if (!alike_) return weigh(std::integral_constant<form, form::several_heads>{});
@@ -373,8 +391,8 @@ private:
     // What the lanes of a strip hold.
     enum class form { one_head, several_heads, few };
 
-    // P^T = weights of K Q^T.
-    template <int N, bool Masked, form Form, class Mods>
+    // P^T = weights of K Q^T. Crowded: so is the prefetching, which goes on inside of products. The loop of the others stays free of it.
+    template <int N, bool Masked, form Form, bool Crowded, class Mods>
     HEED_NOINLINE void score_rows(const tile_segment& s, [[maybe_unused]] index batch, [[maybe_unused]] int count,
                                   [[maybe_unused]] const Mods& mods_of_sequence) {
         constexpr int M = shape::rows(N);
@@ -383,55 +401,29 @@ private:
         const index at = static_cast<index>(s.first) * P::lanes;
         const T* query = s_.query + at;
         for (int i = s.begin; i < s.begin + s.count; i += M) {
-            next_keys_->step();
+            if constexpr (!Crowded) next_keys_->step();
             register_tile<M, N, P> tile;
             if constexpr (plain)
                 tile.start_from(state_.start() + at);
             else
                 tile.zero();
-            tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            tile.template multiply_rows_while<Crowded>(t_.key_rows + i, depth, query, lanes, *next_keys_);
             if constexpr (!through_memory) state_.template absorb<false>(tile.c, at, nullptr);
             tile.store(t_.weights + i * lanes + at, lanes);
         }
         if constexpr (through_memory) weigh_rows<N, Masked, Form, false>(s, batch, count, mods_of_sequence);
     }
 
-    // A whole tile for the only query: scores and weights are one row.
+    // A whole tile for the only query.
     void absorb_once() {
-        const auto make = [&](const auto* rows, [[maybe_unused]] const T* factor) {
-            state_.begin_tile();
-            rows_.rows().multiply_keys_once(rows, tile_keys, t_.weights, *next_keys_);
-            constexpr int vectors = 4;
-            for (int i = 0; i < tile_keys; i += vectors * P::lanes) {
-                P x[vectors];
-                for (int j = 0; j < vectors; ++j) {
-                    x[j] = P::load(t_.weights + i + j * P::lanes);
-                    if (factor != nullptr) x[j] = x[j] * P::load(factor + i + j * P::lanes);
-                }
-                state_.absorb_keys(x);
-                for (int j = 0; j < vectors; ++j) x[j].store(t_.weights + i + j * P::lanes);
-            }
-        };
-        const auto scores = [&] {
-            if constexpr (!wide_keys)
-                if (*t_.keys_stored) return make(t_.stored_keys, scaled_keys ? t_.key_factor : nullptr);
-            make(t_.key_rows, nullptr);
-        };
-        scores();
+        rows_.weigh_once(state_, *next_keys_);
         if (state_.settle(P::lanes)) {
             if (!fresh_) rescale(state_.rescale());
-            scores();
+            rows_.weigh_once(state_, *next_keys_);
         }
         state_.commit();
         fresh_ = false;
-        if constexpr (!wide_values)
-            if (*t_.values_stored) {
-                if constexpr (scaled_values)
-                    for (int i = 0; i < tile_keys; i += P::lanes)
-                        (P::load(t_.weights + i) * P::load(t_.value_factor + i)).store(t_.weights + i);
-                return rows_.rows().add_values(t_.stored_values, tile_keys, t_.weights, 1, *next_values_);
-            }
-        rows_.rows().add_values(t_.value_rows, tile_keys, t_.weights, 1, *next_values_);
+        rows_.values_once(*next_values_);
     }
 
     // Scores in P^T become weights there. A pass of its own, and out of line: g++ spills the accumulators of the product inside its
@@ -447,7 +439,7 @@ private:
             P x[rows][N];
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);
-            if constexpr (Form == form::few && scaled_keys)
+            if constexpr (Form == form::few && tile_type::scaled_keys)
                 if (!rows_.shared() && *t_.keys_stored)
                     for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
             if constexpr (Paired) {
@@ -523,21 +515,21 @@ private:
     }
 
     // O^T += V^T P^T.
-    template <int N>
+    template <int N, bool Crowded>
     HEED_NOINLINE void values(const tile_segment& s, bool overwrites) {
         constexpr int M = shape::rows(N);
         const index width = p_.width();
         const index at = static_cast<index>(s.first) * P::lanes;
         index d = 0;
         for (; d + M <= width; d += M) {
-            next_values_->step();
-            add_values<M, N>(s, d, at, overwrites);
+            if constexpr (!Crowded) next_values_->step();
+            add_values<M, N, Crowded>(s, d, at, overwrites);
         }
         if constexpr (M > 4)
             for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at, overwrites);
         for (; d < width; ++d) add_values<1, N>(s, d, at, overwrites);
     }
-    template <int M, int N>
+    template <int M, int N, bool Crowded = false>
     HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
         register_tile<M, N, P> tile;
         T* out = out_ + d * lanes + at;
@@ -545,22 +537,9 @@ private:
             tile.zero();
         else
             tile.load(out, lanes);
-        tile.multiply_columns(t_.value_rows + s.begin, d, s.count, t_.weights + s.begin * lanes + at, lanes);
+        const T* weights = t_.weights + s.begin * lanes + at;
+        tile.template multiply_columns_while<Crowded>(t_.value_rows + s.begin, d, s.count, weights, lanes, *next_values_);
         tile.store(out, lanes);
-    }
-
-    // The same product with the same bits, where a value that a query may not see is multiplied for nothing.
-    void values_one_by_one(const tile_segment& s) {
-        for (int i = s.begin; i < s.begin + s.count; ++i)
-            for (int v = s.first; v < s.first + s.vectors; ++v) {
-                const auto visible = P::mask_from_bits(t_.bits[i] >> (v * P::lanes));
-                const P weight = P::load(t_.weights + i * lanes + v * P::lanes);
-                for (index d = 0; d < p_.width(); ++d) {
-                    T* out = out_ + d * lanes + v * P::lanes;
-                    const P before = P::load(out);
-                    select(visible, fma(P(t_.value_rows[i][d]), weight, before), before).store(out);
-                }
-            }
     }
 
     void rescale(const T* factor) {
@@ -583,6 +562,7 @@ private:
     int count_ = 0, vectors_ = 0, parts_ = 0;
     bool few_ = false;      // both products have features in lanes
     bool paired_ = false;   // both products are of pairs of bfloat16
+    bool grouped_ = false;  // the product with values has features in lanes, for groups of queries
     bool in_rows_ = false;  // outputs are rows
     bool alike_ = true;     // score modifications make no difference between the heads
     bool fresh_ = false;    // O holds nothing yet

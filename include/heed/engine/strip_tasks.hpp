@@ -3,6 +3,7 @@
 
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/problem.hpp>
+#include <heed/engine/routed_rows.hpp>
 #include <heed/gradient.hpp>
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/simd.hpp>
@@ -20,7 +21,7 @@ template <class Problem>
 class strip_tasks {
 public:
     using P = typename Problem::P;
-    using arranged = arrangement<typename Problem::mask_type>;
+    using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     static constexpr int lanes = tile_shape<P>::lanes;
 
     explicit strip_tasks(const Problem& p) : p_(p), sequences_(p.sequences.count(p.whole)) {
@@ -44,9 +45,32 @@ public:
         e.keys = rows.keys;
         return e;
     }
-    index blocks(const sequence& rows) const { return order_of(rows).blocks(); }
-    // Query rows of a strip of a sequence; may be none.
-    int block(const sequence& rows, index i, index* queries) const { return order_of(rows).block(i, queries); }
+    // Strips of a head, at most.
+    index blocks(const sequence& rows) const {
+        if constexpr (Problem::routed && !arranged::ordered)
+            return row_order{routed_rows(p_).most(rows, 1), lanes}.blocks();
+        else
+            return order_of(rows).blocks();
+    }
+    // Query rows of a strip of a sequence and head; may be none.
+    int block(const sequence& rows, [[maybe_unused]] index head, index i, index* queries) const {
+        if constexpr (!Problem::routed)
+            return order_of(rows).block(i, queries);
+        else if constexpr (arranged::ordered)
+            return routed_rows(p_).keep(rows, head, queries, order_->block(i, queries));
+        else
+            return routed_rows(p_).block(rows, head, 1, i, lanes, lanes, queries);
+    }
+    // f(batch, head, row of the tensors) for the rows that a head does not compute; a sequence and head is a task.
+    template <class Executor, class F>
+    void each_other(const Executor& executor, F&& f) const {
+        if constexpr (Problem::routed)
+            executor.bulk(sequences_ * p_.whole.heads, [&](index n, index) {
+                const sequence rows = at(n / p_.whole.heads);
+                const index head = n % p_.whole.heads;
+                routed_rows(p_).each_other(rows, head, [&](index row) { f(rows.batch, head, rows.query_begin + row); });
+            });
+    }
 
     // first: the number of each sequence's first task.
     void list(index* first) const {

@@ -35,6 +35,9 @@ public:
     static constexpr index part_keys = 2048;   // keys of a part, at least
     static constexpr index few_queries = 64;   // with fewer, heads of a group are taken together, and sequences know nothing of each other
 
+    // A vector of features by a query and a key takes as long as so many of queries by a feature and a key.
+    static constexpr double group_cost = 1.15;
+
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
         for_sequences([&](index, const sequence& s) {
@@ -48,6 +51,15 @@ public:
             joined_ = !Problem::mapped && !Problem::routed && order_->most() < few_queries &&
                       order_->most() * p_.group() <= most_strips * lanes && heads_alike();
             all_strips_per_block_ = (order_->most() + lanes - 1) / lanes;
+        }
+        if constexpr (strip_type::groups_values && requires { order_->keys_of(value_group); })
+            grouped_ = p_.width() % P::lanes == 0 && group_cost * order_->keys_of(value_group) < order_->keys_of(P::lanes);
+        if constexpr (arranged::repeats && requires { order_->most_keys(); }) {
+            // Tiles of a block are about as large as each other: while the last one is at work the next block's rows are prefetched.
+            const index n = order_->most_keys(), tiles_of_block = (n + tile_keys - 1) / tile_keys, multiple = tile_shape<P>::most_rows;
+            most_of_tile_ = static_cast<int>(((n + tiles_of_block - 1) / tiles_of_block + multiple - 1) / multiple * multiple);
+            step_share_ = static_cast<double>(most_of_tile_) / static_cast<double>(tile_keys) * order_->keys_of(lanes) /
+                          order_->keys_of(order_->most());
         }
         for_sequences([&](index number, const sequence& s) {
             const share w = cut(number, s);
@@ -335,7 +347,7 @@ private:
             });
             strips[i]->place(at.shared ? 0 : at.head, at.rows.queries, tile.queries + i * at.lanes,
                              static_cast<int>(std::min<index>(at.lanes, at.queries - i * at.lanes)), at.rows.query_begin, at.shape.offset(),
-                             at.count == 1, at.shared);
+                             at.count == 1, at.shared, grouped_);
         }
     }
     // Rows of the block, of which several heads have the same, become positions.
@@ -355,7 +367,7 @@ private:
     auto visit_tiles(patterns_type& kept, index pattern, int same, bool keeps, const typename arranged::bound_mask& mask, const place& at,
                      const index* queries) const {
         const auto find = [&] { return visit_keys(mask, at, queries); };
-        return pattern_visit<lanes, arranged::repeats, decltype(find())>(kept, pattern, same, keeps, queries[0], find);
+        return pattern_visit<lanes, arranged::repeats, decltype(find())>(kept, pattern, same, keeps, queries[0], most_of_tile_, find);
     }
 
     void work(index task, index worker) const {
@@ -373,6 +385,10 @@ private:
         for (index i = 0; i < at.count; ++i) {
             key_steps += strips[i]->key_steps();
             value_steps += strips[i]->value_steps();
+        }
+        if (step_share_ < 1) {
+            key_steps = static_cast<index>(static_cast<double>(key_steps) * step_share_) + 1;
+            value_steps = static_cast<index>(static_cast<double>(value_steps) * step_share_) + 1;
         }
         to_positions(at, tile.queries);
         patterns_type kept(arranged::repeats ? patterns_of(worker) : nullptr, most_block_);
@@ -437,8 +453,8 @@ private:
                row_prefetch& values) const {
         lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
         lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
-        keys = {tile.next_key_rows, count, p_.depth(), key_steps, at.queries == 1};
-        values = {tile.next_value_rows, count, p_.width(), value_steps, at.queries == 1};
+        keys = {tile.next_key_rows, count, p_.depth(), key_steps};
+        values = {tile.next_value_rows, count, p_.width(), value_steps};
     }
 
     // Rows of the task that is likely to be next on this thread, and of its first tile.
@@ -448,12 +464,19 @@ private:
         const place at = place_of(task, tile.next_queries);
         if (at.queries == 0 || at.shared) return;
         const bool lying = reads_rows(p_.q);
-        for (int i = 0; i < at.queries; ++i) {
-            const index head = at.head + (at.together > 1 ? tile.next_queries[i] / at.rows.queries : 0);
-            const index row = at.rows.query_begin + (at.together > 1 ? tile.next_queries[i] % at.rows.queries : tile.next_queries[i]);
-            if (lying) lying_rows(p_.q, at.rows.batch, head, row, 1, tile.next_query_rows + i, nullptr);
-            if constexpr (!strip_type::narrow_out) tile.next_out_rows[i] = &p_.out(at.rows.batch, head, row, 0);
-        }
+        const auto lie = [&](index head, const index* queries, int i, int n) {
+            const index row = at.rows.query_begin + *queries;
+            if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, nullptr);
+            if constexpr (!strip_type::narrow_out)
+                for (int j = 0; j < n; ++j) tile.next_out_rows[i + j] = p_.out.data + p_.out.offset(at.rows.batch, head, row + j, index{0});
+        };
+        if (at.together == 1)
+            arranged::runs(tile.next_queries, at.queries, [&](int i, int n) { lie(at.head, tile.next_queries + i, i, n); });
+        else
+            for (int i = 0; i < at.queries; ++i) {
+                const index query = tile.next_queries[i] % at.rows.queries;
+                lie(at.head + tile.next_queries[i] / at.rows.queries, &query, i, 1);
+            }
         int count = 0;
         // The mask at hand is that of sequences of one shape.
         if (at.shape.queries == now.shape.queries && at.shape.keys == now.shape.keys) {
@@ -541,7 +564,9 @@ private:
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
     index all_strips_per_block_ = 1, all_units_ = 0;
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
-    bool prefetches_ = false, few_ = true,
+    int most_of_tile_ = static_cast<int>(tile_keys);
+    double step_share_ = 1;  // of the keys of a block that a strip sees, and tiles that are not full
+    bool prefetches_ = false, few_ = true, grouped_ = false,
          joined_ = false;  // few: every sequence has features in lanes; joined: heads of a group are taken together
     std::size_t list_bytes_ = 0, arrays_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
     share* list_ = nullptr;

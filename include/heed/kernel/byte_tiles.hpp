@@ -38,27 +38,20 @@ HEED_INLINE __m512i digits(__m512 x, __m512 e) {
 // Whether numbers whose absolute values have these bits at most can be split.
 HEED_INLINE bool divisible(__m512i largest) { return _mm512_cmpge_epu32_mask(largest, _mm512_set1_epi32(0x7e800000)) == 0; }
 
-// C (+)= A B for two left operands and two tiles of B a step, each 64 rows of bytes.
-HEED_INLINE void multiply(const tile_operand& first, const tile_operand& second, const std::int8_t* b, index steps, std::int32_t* c) {
+// C = A B for two tiles of B a step, each 64 rows of bytes.
+HEED_INLINE void multiply(const tile_operand& rows, const std::int8_t* b, index steps, std::int32_t* c) {
     asm volatile("" ::: "memory");
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
     for (index i = 0; i < steps; ++i, b += 2 * tile_bytes) {
+        _tile_loadd(4, static_cast<const char*>(rows.first) + i * tile_row_bytes, rows.stride);
         _tile_loadd(6, b, tile_row_bytes);
-        _tile_loadd(7, b + tile_bytes, tile_row_bytes);
-        _tile_loadd(4, static_cast<const char*>(first.first) + i * tile_row_bytes, first.stride);
         _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, b + tile_bytes, tile_row_bytes);
         _tile_dpbssd(1, 4, 7);
-        _tile_loadd(5, static_cast<const char*>(second.first) + i * tile_row_bytes, second.stride);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, c, tile_row_bytes);
     _tile_stored(1, c + 256, tile_row_bytes);
-    _tile_stored(2, c + 512, tile_row_bytes);
-    _tile_stored(3, c + 768, tile_row_bytes);
     asm volatile("" ::: "memory");
 }
 
@@ -103,7 +96,7 @@ HEED_NOINLINE inline float split_queries(const float* const* rows, int count, in
 }
 
 // scores[key * stride + i] for the queries split before, 0 up to lane 16, and all keys of `blocks` times 16, operands of whole rows of
-// 64 features. `sums` holds 8 KiB.
+// 64 features. `sums` holds 4 KiB.
 template <class Between>
 HEED_NOINLINE void multiply_byte_keys(const tile_operand* keys, int blocks, index depth, const std::int8_t* queries, const float* exponents,
                                       std::int32_t* sums, float* scores, index stride, Between& between) {
@@ -112,14 +105,14 @@ HEED_NOINLINE void multiply_byte_keys(const tile_operand* keys, int blocks, inde
     const __m512 back =
         _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_sub_ps(_mm256_set1_ps(16), e)), _mm256_sub_ps(_mm256_setzero_ps(), e), 1);
     const auto multiply = [&](int i) {
-        if (i < blocks) byte_tiles::multiply(keys[i], keys[i + 1 < blocks ? i + 1 : i], queries, steps, sums + i % 4 * 512);
+        if (i < blocks) byte_tiles::multiply(keys[i], queries, steps, sums + i % 2 * 512);
     };
     multiply(0);
     for (int i = 0; i < blocks; ++i) {
-        if (i % 2 == 0) multiply(i + 2);
-        const std::int32_t* from = sums + i % 4 * 512;
+        multiply(i + 1);
+        const std::int32_t* from = sums + i % 2 * 512;
         for (int k = 0; k < 16; k += 2) {
-            between.step();
+            between.step_rows();
             for (int j = k; j < k + 2; ++j, scores += stride) {
                 const __m512i odd = _mm512_load_si512(from + j * 16), even = _mm512_load_si512(from + 256 + j * 16);
                 const __m512 both = _mm512_scalef_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(odd, 8), even)), back);
@@ -191,7 +184,7 @@ HEED_NOINLINE inline bool split_weights(const float* weights, index stride, std:
 }
 
 // out[i * pitch + d] += sum over 64 keys of weight i and key times values[key][d], for the weights split before; a multiple of 16
-// features. `quads` and `sums` hold 2 KiB each.
+// features. `quads` and `sums` hold 4 KiB each, in one block of 8 that starts at a line.
 template <class Between>
 HEED_NOINLINE void add_byte_values(const std::int8_t* const* values, index width, const std::int8_t* weights, const float* exponents,
                                    int count, std::int8_t* quads, std::int32_t* sums, float* out, index pitch, Between& between) {
@@ -202,38 +195,53 @@ HEED_NOINLINE void add_byte_values(const std::int8_t* const* values, index width
     }();
     const __m512i by_turns = _mm512_load_si512(turns.data());
     const __m512 two16 = _mm512_set1_ps(65536);
-    // Features [f, f + 16) of keys r, r + 16, r + 32, r + 48 side by side.
-    const auto arrange = [&](index f) {
-        for (int r = 0; r < 16; ++r) {
-            const auto at = [&](int key) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(values[r + key] + f)); };
-            if (r % 4 == 0) between.step();
-            __m512i x = _mm512_castsi128_si512(at(0));
-            x = _mm512_mask_broadcast_i32x4(x, 0x00f0, at(16));
-            x = _mm512_mask_broadcast_i32x4(x, 0x0f00, at(32));
-            x = _mm512_mask_broadcast_i32x4(x, 0xf000, at(48));
-            _mm512_storeu_si512(quads + f % 32 * 64 + r * 64, _mm512_permutexvar_epi8(by_turns, x));
+    // A tile of quads and its sums, by turns. What is loaded from a tile waits for every store in flight whose address ends in the same 12
+    // bits, so those of a tile differ from those of the sums of the tile before.
+    const auto quads_of = [&](index tile) { return quads + (tile + 1) % 2 * 2048 + tile / 2 % 2 * tile_bytes; };
+    const auto sums_of = [&](index tile) { return sums + (tile + 1) % 2 * 512; };
+    // Keys r, r + 16, r + 32, r + 48 side by side, for one half of r and two tiles, if there are two.
+    const auto arrange = [&](index tile, int half) {
+        const index f = tile * 16;
+        const bool two = f + 32 <= width;
+        std::int8_t *first = quads_of(tile), *second = quads_of(tile + 1);
+        for (int r = half * 8; r < half * 8 + 8; ++r) {
+            const auto at = [&](int key) { return reinterpret_cast<const __m128i*>(values[r + key] + f); };
+            const auto both = [&](int key) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(key))); };
+            if (r % 2 == 0) between.step_rows();
+            if (two) {
+                const __m512i a = _mm512_inserti64x4(_mm512_castsi256_si512(both(0)), both(16), 1),
+                              b = _mm512_inserti64x4(_mm512_castsi256_si512(both(32)), both(48), 1);
+                _mm512_store_si512(first + r * 64, _mm512_permutexvar_epi8(by_turns, _mm512_shuffle_i64x2(a, b, 0x88)));
+                _mm512_store_si512(second + r * 64, _mm512_permutexvar_epi8(by_turns, _mm512_shuffle_i64x2(a, b, 0xdd)));
+            } else {
+                __m512i x = _mm512_castsi128_si512(_mm_loadu_si128(at(0)));
+                x = _mm512_inserti32x4(x, _mm_loadu_si128(at(16)), 1);
+                x = _mm512_inserti32x4(x, _mm_loadu_si128(at(32)), 2);
+                x = _mm512_inserti32x4(x, _mm_loadu_si128(at(48)), 3);
+                _mm512_store_si512(first + r * 64, _mm512_permutexvar_epi8(by_turns, x));
+            }
         }
     };
-    const auto multiply = [&](index f) {
-        std::int32_t* to = sums;
+    const auto multiply = [&](index tile) {
+        std::int32_t* to = sums_of(tile);
         asm volatile("" ::: "memory");
         _tile_zero(0);
         _tile_zero(1);
-        _tile_loadd(6, quads + f % 32 * 64, tile_row_bytes);
+        _tile_loadd(6, quads_of(tile), tile_row_bytes);
         _tile_dpbssd(0, 4, 6);
         _tile_dpbssd(1, 5, 6);
         _tile_stored(0, to, tile_row_bytes);
         _tile_stored(1, to + 256, tile_row_bytes);
         asm volatile("" ::: "memory");
     };
-    const auto add = [&](index f) {
-        const std::int32_t* from = sums;
+    const auto add = [&](index tile) {
+        const std::int32_t* from = sums_of(tile);
         for (int h = 0; h < count; ++h) {
             const auto sum = [&](int row) {
                 const std::int32_t* at = from + row * 16;
                 return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(at), 8), _mm512_load_si512(at + 256)));
             };
-            float* to = out + h * pitch + f;
+            float* to = out + h * pitch + tile * 16;
             const __m512 both = _mm512_fmadd_ps(sum(h), two16, sum(h + 8));
             _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_scalef_ps(both, _mm512_set1_ps(-exponents[h]))));
         }
@@ -242,10 +250,11 @@ HEED_NOINLINE void add_byte_values(const std::int8_t* const* values, index width
     asm volatile("" ::: "memory");
     _tile_loadd(4, weights, tile_row_bytes);
     _tile_loadd(5, weights + tile_bytes, tile_row_bytes);
-    for (index f = -32; f <= width; f += 16) {
-        if (f > 0) add(f - 16);
-        if (f >= 0 && f < width) multiply(f);
-        if (f + 32 < width) arrange(f + 32);
+    const index tiles = width / 16;
+    for (index i = -3; i <= tiles; ++i) {
+        if (i >= 0 && i < tiles) multiply(i);
+        if (i > 0) add(i - 1);
+        if (const index later = (i + 3) / 2 * 2; later < tiles) arrange(later, static_cast<int>((i + 3) % 2));
     }
 }
 #endif

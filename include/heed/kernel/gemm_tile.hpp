@@ -71,6 +71,19 @@ struct register_tile {
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) c[i][j].store(to + i * stride + j * P::lanes);
     }
+    // Row i is at rows[i] + column.
+    HEED_INLINE void load_rows(T* const* rows, index column) {
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) c[i][j] = P::load(rows[i] + column + j * P::lanes);
+    }
+    HEED_INLINE void store_rows(T* const* rows, index column) const {
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) c[i][j].store(rows[i] + column + j * P::lanes);
+    }
     // Unrolled by four, the loops gain 2 to 4 points (Zen 3, Intel): the end of 64 or 128 single steps is not predicted.
     // A(m, k) = rows[m][k].
     HEED_INLINE void multiply_rows(const T* const* rows, index depth, const T* b, index stride) {
@@ -82,6 +95,18 @@ struct register_tile {
             step([&](int i) { return a[i][k]; }, b);
             b += stride;
         }
+    }
+    // The same while `other` work is done in parts between the steps (kernel/row_prefetch.hpp), if Between.
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_rows_while(const T* const* rows, index depth, const T* b, index stride, Other& other) {
+        if constexpr (!Between) return multiply_rows(rows, depth, b, stride);
+        const T* a[M];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i) a[i] = rows[i];
+        steps_between(depth, other, [&](index k) {
+            step([&](int i) { return a[i][k]; }, b);
+            b += stride;
+        });
     }
     // The same of pairs: A(m, k) = rows[m][2 k] and the number behind it.
     HEED_INLINE void multiply_row_pairs(const bfloat16* const* rows, index depth, const T* b, index stride) {
@@ -115,8 +140,30 @@ struct register_tile {
             b += stride;
         }
     }
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_columns_while(const T* const* rows, index column, index depth, const T* b, index stride, Other& other) {
+        if constexpr (!Between) return multiply_columns(rows, column, depth, b, stride);
+        steps_between(depth, other, [&](index k) {
+            const T* a = rows[k] + column;
+            step([&](int i) { return a[i]; }, b);
+            b += stride;
+        });
+    }
 
 private:
+    template <class Other, class Step>
+    HEED_INLINE static void steps_between(index depth, Other& other, Step&& one) {
+        constexpr index at_once = 8;
+        const int share = other.share(static_cast<int>((depth + at_once - 1) / at_once));
+        index k = 0;
+        for (; k + at_once <= depth; k += at_once) {
+            other.part(share);
+#pragma GCC unroll 8
+            for (index i = 0; i < at_once; ++i) one(k + i);
+        }
+        if (k < depth) other.part(share);
+        for (; k < depth; ++k) one(k);
+    }
     HEED_INLINE static T pair_at(const bfloat16* from) {
         T both;
         __builtin_memcpy(&both, from, sizeof both);

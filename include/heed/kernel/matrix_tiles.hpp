@@ -86,36 +86,36 @@ HEED_INLINE void multiply_tiles(const tile_operand (&a)[Rows], const float* b, i
         _tile_loadd(6, b, b_stride);
         _tile_loadd(4, of_a(0, i), a[0].stride);
         _tile_dpbf16ps(0, 4, 6);
-        between.step();
+        between.step_rows();
         if constexpr (Columns >= 2) {
             _tile_loadd(7, b + tile_rows, b_stride);
             _tile_dpbf16ps(1, 4, 7);
-            between.step();
+            between.step_rows();
         }
         if constexpr (Columns == 4) {
             _tile_loadd(5, b + 2 * tile_rows, b_stride);
             _tile_dpbf16ps(2, 4, 5);
-            between.step();
+            between.step_rows();
             _tile_loadd(6, b + 3 * tile_rows, b_stride);
             _tile_dpbf16ps(3, 4, 6);
-            between.step();
+            between.step_rows();
         }
         if constexpr (Rows >= 2) {
             _tile_loadd(5, of_a(1, i), a[1].stride);
             _tile_dpbf16ps(2, 5, 6);
-            between.step();
+            between.step_rows();
         }
         if constexpr (Rows == 2 && Columns == 2) {
             _tile_dpbf16ps(3, 5, 7);
-            between.step();
+            between.step_rows();
         }
         if constexpr (Rows == 4) {
             _tile_loadd(7, of_a(2, i), a[2].stride);
             _tile_dpbf16ps(1, 7, 6);
-            between.step();
+            between.step_rows();
             _tile_loadd(4, of_a(3, i), a[3].stride);
             _tile_dpbf16ps(3, 4, 6);
-            between.step();
+            between.step_rows();
         }
         b += tile_rows * b_stride / static_cast<index>(sizeof(float));
     }

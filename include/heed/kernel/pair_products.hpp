@@ -34,32 +34,34 @@ HEED_NOINLINE void pair_rows(const bfloat16* const* rows, int count, index width
         for (index d = 0; d < width; d += P::lanes) pairs_of<P>(rows, i, count, d, width).store(to + d);
 }
 
-// Where feature d of a block of 32 stands among pairs in the order of unpacking: 4 of 8 neighbours in the first vector, 4 in the second.
-constexpr index unpacked_place(index d) { return d / 32 * 32 + d % 8 / 4 * 16 + d % 32 / 8 * 4 + d % 4; }
-
-// to[i * stride + unpacked_place(d)] holds feature `begin` + d of rows 2 i and 2 i + 1, up to `end` and to the next multiple of 32 rows and
-// of 32 features.
-template <class P, class Between>
-HEED_NOINLINE void unpack_rows(const bfloat16* const* rows, int count, index begin, index end, float* to, index stride, Between& between) {
-    static_assert(P::lanes == 16);
-    static constexpr std::uint16_t none[32] = {};
-    const index whole = begin + (end - begin) / 32 * 32;
-    for (int i = 0; i < (count + 31) / 32 * 32; i += 2, to += stride) {
-        const std::uint16_t* first = i < count ? &rows[i]->bits : nullptr;
-        const std::uint16_t* second = i + 1 < count ? &rows[i + 1]->bits : nullptr;
-        between.step();
-        const auto unpack = [&](const std::uint16_t* a, const std::uint16_t* b, index d) {
-            P low, high;
-            P::unpack_pairs(a, b, low, high);
-            low.store(to + d - begin);
-            high.store(to + d - begin + 16);
-        };
-        for (index d = begin; d < whole; d += 32) unpack(first != nullptr ? first + d : none, second != nullptr ? second + d : none, d);
-        if (whole == end) continue;
-        std::uint16_t ends[2][32] = {};
-        if (first != nullptr) std::copy_n(first + whole, end - whole, ends[0]);
-        if (second != nullptr) std::copy_n(second + whole, end - whole, ends[1]);
-        unpack(ends[0], ends[1], whole);
+// Weights of 8 queries as the left operand that takes values where they lie. There two neighbouring features are a pair, so row 2 q holds
+// (weight, 0) of every key, for the even features of query q, and row 2 q + 1 holds (0, weight), for the odd ones. From lanes [0, 8) of
+// 32 rows of pairs, 64 keys; rows of `to` are 64 floats.
+template <class P>
+HEED_NOINLINE void spread_weights(const float* pairs, index stride, float* to) {
+    constexpr int W = P::lanes;
+    static_assert(W == 16);
+    using V = typename shuffles::native<float, W>::type;
+    using Half = typename shuffles::native<float, W / 2>::type;
+    using Words = typename shuffles::native<std::uint16_t, W>::type;
+    using Lanes = typename shuffles::native<std::uint32_t, W>::type;
+    V rows[W];
+    for (int i = 0; i < W; ++i) {
+        Half first, second;
+        __builtin_memcpy(&first, pairs + i * stride, sizeof first);
+        __builtin_memcpy(&second, pairs + (W + i) * stride, sizeof second);
+        rows[i] = __builtin_shufflevector(first, second, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    }
+    shuffles::round<1, static_cast<std::size_t>(W)>(rows);
+    for (int i = 0; i < W; ++i) {
+        float* row = to + i % 8 * 128 + i / 8 * 32;
+        Words keys[2];
+        __builtin_memcpy(keys, &rows[i], sizeof keys);
+        for (int j = 0; j < 2; ++j) {
+            const Lanes even = __builtin_convertvector(keys[j], Lanes), odd = even << 16;
+            __builtin_memcpy(row + j * W, &even, sizeof even);
+            __builtin_memcpy(row + 64 + j * W, &odd, sizeof odd);
+        }
     }
 }
 

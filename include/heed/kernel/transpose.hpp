@@ -52,6 +52,12 @@ struct rows_apart {
     T* operator()(index i) const { return first + i * stride; }
 };
 
+// One factor for each column.
+template <class T>
+struct factors_at {
+    const T* factors;
+    const T& operator()(index i) const { return factors[i]; }
+};
 // to(c)[r] = row(r)[c] * factor for r < rows, c < columns; row(r) and to(c) are pointers. as_is: bits that are no numbers.
 struct as_is {
     template <class T>
@@ -63,6 +69,12 @@ template <class Row, class To, class Factor>
 HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Factor factor) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(row(index{}))>>;
     constexpr int W = std::is_same_v<arch::native, arch::emulated<4>> ? 1 : pack<T>::lanes;
+    const auto by = [&](index c) -> const auto& {
+        if constexpr (std::is_invocable_v<const Factor&, index>)
+            return factor(c);
+        else
+            return factor;
+    };
     index r = 0;
 #if defined(__GNUC__)
     if constexpr (W > 1) {
@@ -74,17 +86,17 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Fac
                 for (int i = 0; i < W; ++i) block[i] = std::bit_cast<V>(pack<T>::load(row(r + i) + c).v.data);
                 shuffles::round<1, W>(block);
                 for (int i = 0; i < W; ++i) {
-                    block[i] = block[i] * factor;
+                    block[i] = block[i] * by(c + i);
                     __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
                 }
             }
             for (; c < columns; ++c)
-                for (int i = 0; i < W; ++i) to(c)[r + i] = row(r + i)[c] * factor;
+                for (int i = 0; i < W; ++i) to(c)[r + i] = row(r + i)[c] * by(c);
         }
     }
 #endif
     for (; r < rows; ++r)
-        for (index c = 0; c < columns; ++c) to(c)[r] = row(r)[c] * factor;
+        for (index c = 0; c < columns; ++c) to(c)[r] = row(r)[c] * by(c);
 }
 
 }  // namespace heed::inline HEED_ISA

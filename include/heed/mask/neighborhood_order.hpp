@@ -39,6 +39,23 @@ public:
         const part s = strip_of(patch_);
         return s.whole ? s.size : patch_;
     }
+    // Keys that so many neighbours of a block see together, on average.
+    double keys_of(int queries) const {
+        const per_axis size = part_of(patch_, queries).size;
+        double keys = 1;
+        for (std::size_t a = 0; a < axes_.size(); ++a) keys *= span(a, size[a]);
+        return keys;
+    }
+    // Keys of a block, at most.
+    index most_keys() const {
+        index keys = 1;
+        for (std::size_t a = 0; a < axes_.size(); ++a) {
+            index most = 0;
+            for (index i = 0; i < patches_[a]; ++i) most = std::max(most, span_of(a, i * patch_[a], patch_[a]));
+            keys *= most;
+        }
+        return keys;
+    }
     index blocks() const { return blocks_; }
     int most() const {
         index n = 1;
@@ -126,19 +143,22 @@ private:
 
     index members(std::size_t a) const { return (axes_[a].length + axes_[a].dilation - 1) / axes_[a].dilation; }
 
-    // Keys that patches of `size` members meet along an axis, summed over the patches of the first group; of many patches a sample.
-    double spans(std::size_t a, index size) {
-        double& known = spans_[a][static_cast<std::size_t>(size - 1)];
-        if (known > 0) return known;
-        const index all = members(a), patches = (all + size - 1) / size, taken = std::min<index>(patches, 16);
-        const neighborhood_axis& axis = axes_[a];
+    // Keys that patches of `size` members meet along an axis, as a mean over the patches of the first group; of many patches a sample.
+    double span(std::size_t a, index size) const {
+        const index patches = (members(a) + size - 1) / size, taken = std::min<index>(patches, 16);
         double sum = 0;
-        for (index i = 0; i < taken; ++i) {
-            const index begin = i * patches / taken * size, end = std::min(begin + size, all);
-            sum +=
-                static_cast<double>((axis.of((end - 1) * axis.dilation).last - axis.of(begin * axis.dilation).first) / axis.dilation + 1);
-        }
-        return known = sum * static_cast<double>(patches) / static_cast<double>(taken);
+        for (index i = 0; i < taken; ++i) sum += static_cast<double>(span_of(a, i * patches / taken * size, size));
+        return sum / static_cast<double>(taken);
+    }
+    // Keys that members [begin, begin + size) of the first group meet along an axis.
+    index span_of(std::size_t a, index begin, index size) const {
+        const neighborhood_axis& axis = axes_[a];
+        const index end = std::min(begin + size, members(a));
+        return (axis.of((end - 1) * axis.dilation).last - axis.of(begin * axis.dilation).first) / axis.dilation + 1;
+    }
+    double known_span(std::size_t a, index size) {
+        double& known = spans_[a][static_cast<std::size_t>(size - 1)];
+        return known > 0 ? known : known = span(a, size);
     }
 
     void choose(per_axis& patch, std::size_t a, index queries, double& best) {
@@ -167,9 +187,9 @@ private:
         per_axis size{};
         bool whole = true;
     };
-    part strip_of(const per_axis& patch) const {
+    part strip_of(const per_axis& patch) const { return part_of(patch, tiles_.strip); }
+    part part_of(const per_axis& patch, index room) const {
         part s;
-        index room = tiles_.strip;
         for (std::size_t a = patch.size(); a-- > 0;) {
             s.size[a] = std::min(patch[a], room);
             if (s.whole && room > patch[a] && room % patch[a] != 0) s.whole = false;
@@ -179,18 +199,31 @@ private:
         return s;
     }
     double work(const per_axis& patch, index queries) {
-        const auto strips = static_cast<double>((queries + tiles_.strip - 1) / tiles_.strip);
-        const per_axis strip = strips == 1 ? patch : strip_of(patch).size;
-        double blocks = 1, keys = 1, keys_of_strip = 1;
+        const per_axis strip = queries <= tiles_.strip ? patch : strip_of(patch).size;
+        const per_axis vector = queries <= tiles_.vector ? patch : part_of(patch, tiles_.vector).size;
+        double blocks = 1, keys = 1, keys_of_strip = 1, keys_of_vector = 1;
         for (std::size_t a = 0; a < axes_.size(); ++a) {
-            const auto along = [&](index size) { return static_cast<double>((members(a) + size - 1) / size); };
-            blocks *= along(patch[a]);
-            keys *= spans(a, patch[a]) / along(patch[a]);
-            keys_of_strip *= spans(a, strip[a]) / along(strip[a]);
+            blocks *= static_cast<double>((members(a) + patch[a] - 1) / patch[a]);
+            keys *= known_span(a, patch[a]);
+            keys_of_strip *= known_span(a, strip[a]);
+            keys_of_vector *= known_span(a, vector[a]);
         }
-        const auto vectors = static_cast<double>((queries + tiles_.vector - 1) / tiles_.vector);
-        const double product = (keys_of_strip + 8) * vectors * (vectors == 1 ? lone_vector : 1);
-        return blocks * (product + strips * (keys / 64 + 1) * tile_cost + keys * key_cost + strips * strip_cost);
+        // Whole patches, and those that the grid's end cuts along some axes.
+        double strips = 0, vectors = 0;
+        for (unsigned cut = 0; cut < 1U << N; ++cut) {
+            index count = 1, size = 1;
+            for (std::size_t a = 0; a < axes_.size(); ++a) {
+                const bool is_cut = (cut >> a & 1) != 0;
+                count *= is_cut ? (members(a) % patch[a] != 0 ? 1 : 0) : members(a) / patch[a];
+                size *= is_cut ? members(a) % patch[a] : patch[a];
+            }
+            strips += static_cast<double>(count * ((size + tiles_.strip - 1) / tiles_.strip));
+            vectors += static_cast<double>(count * ((size + tiles_.vector - 1) / tiles_.vector));
+        }
+        // Keys that a vector meets without the others of its strip.
+        const double alone = queries <= tiles_.vector ? keys_of_vector : std::min(keys_of_vector, keys_of_strip - keys_of_vector);
+        const double product = vectors * (keys_of_vector + 8 + (lone_vector - 1) * alone);
+        return product + strips * ((keys / 64 + 1) * tile_cost + strip_cost) + blocks * keys * key_cost;
     }
 
     std::array<neighborhood_axis, static_cast<std::size_t>(N)> axes_;

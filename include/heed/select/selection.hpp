@@ -47,12 +47,14 @@ struct selection {
             require(row_begin[r] <= row_begin[r + 1], door, name, "row_begin entry", row_begin[r + 1],
                     "must not be below the entry before it", row_begin[r]);
         for (std::size_t r = 0; r + 1 < row_begin.size(); ++r) {
-            index last = -1;
-            for (index i = row_begin[r]; i < row_begin[r + 1]; ++i) {
-                const index k = keys[static_cast<std::size_t>(i)];
-                require(k > last, door, name, "key", k, "must be above the key before it", last);
-                last = k;
-            }
+            // Every call checks its lists: all keys at once first.
+            const std::int32_t* row = keys.data() + row_begin[r];
+            const index n = row_begin[r + 1] - row_begin[r];
+            std::int32_t wrong = n > 0 && row[0] < 0 ? 1 : 0;
+            for (index i = 1; i < n; ++i) wrong |= row[i] <= row[i - 1] ? 1 : 0;
+            index last = n == 0 || wrong != 0 ? -1 : row[n - 1];
+            for (index i = 0; wrong != 0 && i < n; last = row[i++])
+                require(row[i] > last, door, name, "key", row[i], "must be above the key before it", last);
             require(last < length, door, name, "key", last, "must be below keys", length);
         }
     }

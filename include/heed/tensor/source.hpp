@@ -37,17 +37,10 @@ struct stored_rows_of<S> {
     static constexpr bool widens = true, scaled = S::scaled;
 };
 
-// out[i] = at + i step, without a chain of additions.
+// out[i] = at + i step.
 template <class T>
 HEED_INLINE void step_rows(const T* at, index step, index count, const T** out) {
-    index i = 0;
-    for (; i + 4 <= count; i += 4, at += 4 * step) {
-        out[i] = at;
-        out[i + 1] = at + step;
-        out[i + 2] = at + 2 * step;
-        out[i + 3] = at + 3 * step;
-    }
-    for (; i < count; ++i, at += step) out[i] = at;
+    for (index i = 0; i < count; ++i, at += step) out[i] = at;
 }
 
 // Rows of a strided view, read in place.

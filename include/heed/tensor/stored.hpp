@@ -125,6 +125,15 @@ struct quantized {
     bool gives_stored() const { return scale.shape()[3] == 1; }
     HEED_NOINLINE void stored_rows(index batch, index head, index first, index count, const stored** out, float* factor) const {
         source.rows(batch, head, first, count, nullptr, out);
+        if constexpr (std::is_same_v<Scales, strided_rows<float>>) {
+            const float* from = scale.v.data + scale.v.offset(batch, head, first, index{0});
+            const index apart = scale.v.stride(2);
+            if (apart == 1)
+                std::copy_n(from, count, factor);
+            else
+                for (index i = 0; i < count; ++i) factor[i] = from[i * apart];
+            return;
+        }
         const float* by[rows_at_once];
         for_runs(first, count, [&](index t, index n) {
             scale.rows(batch, head, t, n, nullptr, by);
