@@ -3,10 +3,10 @@
 //
 //   O_n = softmax over the window and span n (scale q k^T) v,  g = softmax over slots of the search's scores,  out = sum_n g_n O_n
 // Every slot has its own normaliser and the window; a row whose spans are unused gets the window alone, one without keys 0. The window is
-// attended once and each span by itself, by two calls of the attention door, and joined by log-sum-exp. Shapes as there: q (B, H, Tq, D),
+// attended once and each span by itself, as runs of keys (engine/run_rows.hpp), and joined by their sums. q (B, H, Tq, D),
 // k (B, Hk, Tk, D), v (B, Hk, Tk, Dv), out (B, H, Tq, Dv), all of float or all of double, H a multiple of Hk. Policies: scale, executor,
-// run_on. Takes (slots + 1) Tq (Dv + 1) elements of memory of its own, the backward 3 Tq (D + Dv) + Tk (D + Dv) about. Views are borrowed;
-// throws std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which stands at the last
+// run_on. Takes some MiB of memory a worker, the backward 3 Tq (D + Dv) + Tk (D + Dv) elements about. Views are borrowed; throws
+// std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which stands at the last
 // cached key, so that a cache no longer than the window is attended whole.
 #pragma once
 

@@ -37,9 +37,9 @@ public:
           depth_(k.extent(3)),
           width_(padded(v.extent(3))),
           pitch_(padded(depth_) + width_ + 2 * P::lanes),
-          keys_(at(depth_ * tile_keys)),
+          keys_(at(depth_ * tile_pitch)),
           values_(at(tile_keys * width_)),
-          weights_(at(group * tile_keys)) {}
+          weights_(at(group * tile_pitch)) {}
 
     // Row i is rows.query(i), a pointer, and sees keys [begin[i], end[i]). Where it sees any, rows.finish(i, o, total, reference) gets o,
     // the sum of 2^(score - reference) times values, and total, that of the powers; total is 0 where no score is above -infinity. It is
@@ -102,6 +102,7 @@ private:
     static constexpr int group = 8;  // rows of a product
     static constexpr T none = -std::numeric_limits<T>::infinity();
     static constexpr index padded(index n) { return (n + P::lanes - 1) / P::lanes * P::lanes; }
+    static constexpr index tile_pitch = padded(tile_keys);
     static constexpr std::size_t at(index i) { return static_cast<std::size_t>(i); }
     struct row {
         std::int32_t number, begin, end;
@@ -152,7 +153,7 @@ private:
     }
     void take_keys() {
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
-        transpose_into(rows_apart<const T>{&k_(0, 0, tile_, 0), k_.stride(2)}, count_, depth_, rows_apart<T>{keys_.data(), tile_keys},
+        transpose_into(rows_apart<const T>{&k_(0, 0, tile_, 0), k_.stride(2)}, count_, depth_, rows_apart<T>{keys_.data(), tile_pitch},
                        unit_);
         for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_.data() + j * width_);
         finite_ = finiteness::unknown;
@@ -236,8 +237,8 @@ private:
             for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
                 for (int j = 0; j < N; ++j) tile.c[i][j] = P(g.start[r + i]);
-            tile.multiply_rows(g.query + r, depth_, keys_.data() + first * P::lanes, tile_keys);
-            tile.store(weights_.data() + r * tile_keys + first * P::lanes, tile_keys);
+            tile.multiply_rows(g.query + r, depth_, keys_.data() + first * P::lanes, tile_pitch);
+            tile.store(weights_.data() + r * tile_pitch + first * P::lanes, tile_pitch);
         }
     }
     // Scores become weights.
@@ -245,7 +246,7 @@ private:
     HEED_NOINLINE void weigh(rows_of_product& g, int first, int vectors) {
         const P range(40), low(-40);
         for (int i = 0; i < group; ++i) {
-            T* x = weights_.data() + i * tile_keys;
+            T* x = weights_.data() + i * tile_pitch;
             const std::uint64_t seen = lane_bits(g.end[i]) & ~lane_bits(g.begin[i]);
             T* tail = g.out[i] + width_;
             P top = P::load(tail + P::lanes);
@@ -289,7 +290,7 @@ private:
         const P factor = any(P::load(tail + P::lanes) > P(none)) ? scale_by_power(P(1), max(P(smallest_exponent<T>), -shift)) : P(1);
         for (index d = 0; d < width_ + P::lanes; d += P::lanes) (P::load(g.out[i] + d) * factor).store(g.out[i] + d);
         for (int v = first; v < first + vectors; ++v) {
-            T* x = weights_.data() + i * tile_keys + v * P::lanes;
+            T* x = weights_.data() + i * tile_pitch + v * P::lanes;
             (P::load(x) - shift).store(x);
         }
         g.of[i]->start -= by[0];
@@ -306,7 +307,7 @@ private:
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P::load(g.out[r + i] + (first + j) * P::lanes);
-        tile.multiply_dense(weights_.data() + r * tile_keys + begin, tile_keys, end - begin,
+        tile.multiply_dense(weights_.data() + r * tile_pitch + begin, tile_pitch, end - begin,
                             values_.data() + begin * width_ + first * P::lanes, width_);
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
