@@ -545,13 +545,12 @@ protected:
         add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, *next_values_);
         add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, *next_keys_);
     }
-    static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* panels_of_rows, index features,
+    static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* right, index features,
                                  T* const* into, row_prefetch& next) {
         panels::each(features, [&](int first, auto n) {
             constexpr int N = decltype(n)::value;
             const index from = first * P::lanes;
-            add_panel<N>(rows + begin * width + lane, count, queries, panels_of_rows + width * from + lane * N * P::lanes, into + begin,
-                         from, next);
+            add_panel<N>(rows + begin * width + lane, count, queries, right + width * from + lane * N * P::lanes, into + begin, from, next);
         });
     }
     template <int N>
