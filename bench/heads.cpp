@@ -86,22 +86,23 @@ figure absorbed_decode(index heads, index tokens, double bar) {
 }
 
 // Keys and values of each head, made from latents before; rotary features of keys are those of all heads.
-figure expanded_prefill(index heads, index tokens, double bar) {
-    const std::string name = "latent/f32/h" + std::to_string(heads) + "_n" + std::to_string(tokens) + "/expanded_prefill";
+figure expanded_prefill(index heads, index tokens, bool causal, double bar) {
+    const std::string name =
+        "latent/f32/h" + std::to_string(heads) + "_n" + std::to_string(tokens) + "/expanded_prefill_" + (causal ? "causal" : "full");
     return {name, bar, "fraction of FMA peak", [=](session& settings) {
                 return settings.once(name, [&] {
                     auto q = normal(tokens * heads * (nope + rotary), 73), k = normal(tokens * heads * nope, 74),
                          v = normal(tokens * heads * of_value, 75), kpe = normal(tokens * rotary, 76),
                          out = zeros(tokens * heads * of_value);
                     const double flops = 2. * static_cast<double>(heads * (nope + rotary + of_value)) *
-                                         visible_pairs(square(nope, tokens, heads), causal_band);
+                                         visible_pairs(square(nope, tokens, heads), causal ? causal_band : full_band);
                     return fraction_of_peak<float>(settings, flops, [&](std::int64_t n) {
                         for (; n > 0; --n)
                             heed::attention(
                                 heed::thd(q.data(), tokens, heads, nope + rotary),
                                 heed::concat_features(heed::thd(k.data(), tokens, heads, nope), heed::thd(kpe.data(), tokens, 1, rotary)),
-                                heed::thd(v.data(), tokens, heads, of_value), heed::thd(out.data(), tokens, heads, of_value), heed::causal,
-                                latent_scale);
+                                heed::thd(v.data(), tokens, heads, of_value), heed::thd(out.data(), tokens, heads, of_value),
+                                causal ? heed::causal : heed::band_mask{}, latent_scale);
                     });
                 });
             }};
@@ -246,7 +247,8 @@ std::vector<figure> heads_figures() {
     using heed::ridge_solver;
     return {
         absorbed_decode(128, 8192, 0.70),
-        expanded_prefill(4, 2048, 0.78),
+        expanded_prefill(4, 2048, true, 0.78),
+        expanded_prefill(4, 2048, false, 0.78),
         shard_of_latent(2, 32768, 2, 1.6),
         bytes_of_shard(2, 1.8),
         mixture(16, 512, 64, 1.7),
