@@ -395,8 +395,8 @@ private:
         for (int i = 0; i < count_; ++i) queries[i] = lines_ + line(i, features);
         few_rows<P> products(packed_, nullptr, features, 0);
         products.begin(queries, count_, T{1});
-        row_prefetch none;
-        products.multiply_keys(rows, count, nullptr, to, lanes, none);
+        row_prefetch nothing;
+        products.multiply_keys(rows, count, nullptr, to, lanes, nothing);
         const P begin = start != nullptr ? P::load(start) : P(0);
         for (int k = 0; k < count; ++k) f(P::load(to + k * lanes) + begin, k * lanes).store(to + k * lanes);
     }
@@ -404,8 +404,8 @@ private:
         to_lines(into, features);
         few_rows<P> sums(nullptr, lines_, 0, features);
         sums.reopen(count_);
-        row_prefetch none;
-        sums.add_values(rows, count, factors, lanes, none);
+        row_prefetch nothing;
+        sums.add_values(rows, count, factors, lanes, nothing);
         for (int i = 0; i < count_; ++i)
             for (index d = 0; d < features; ++d) into[d * lanes + i] = lines_[line(i, features) + d];
     }
