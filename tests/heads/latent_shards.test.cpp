@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/fuzz_records.hpp"
 #include "support/random.hpp"
 #include "support/refusal.hpp"
 #include "support/tensors.hpp"
@@ -135,7 +136,7 @@ TEST_CASE("norms of shards are those of their definition, and their gradients fi
 // MLA with a norm weight, and the same with the latent rotated and the weight folded, whole and as one shard.
 TEST_CASE("one shard of a rotated latent is latent attention, and shards are sums of attentions of their own") {
     random_source r(63);
-    for (int n = 0; n < 300; ++n) {
+    for (int n = 0; n < 800 / fuzz_divisor; ++n) {
         INFO("HEED_TEST_SEED=" << test_seed() << ", case " << n);
         const index batch = r.between(1, 2), heads = r.between(1, 4), keys = r.between(1, 12), queries = r.between(1, keys);
         const index d = index{1} << r.between(1, 4), turned = 2, nope = r.between(1, 5), width = r.between(1, 5);

@@ -1,3 +1,4 @@
+#include "support/fuzz_records.hpp"
 #include "support/head_calls.hpp"
 #include "support/refusal.hpp"
 
@@ -25,7 +26,7 @@ heed::sliding_window draw_window(random_source& r, heed::index keys) {
 }  // namespace
 
 TEST_CASE("a map of heads agrees with the reference forward and backward, on threads with the same bits") {
-    for (int i = 0; i < 600; ++i) {
+    for (int i = 0; i < 900 / fuzz_divisor; ++i) {
         random_source r(2600 + static_cast<std::uint64_t>(i));
         const head_sizes s = draw_head_sizes(r, false);
         const head_call<float> call(r, s);
