@@ -247,8 +247,8 @@ std::vector<figure> heads_figures() {
     using heed::ridge_solver;
     return {
         absorbed_decode(128, 8192, 0.70),
-        expanded_prefill(4, 2048, true, 0.78),
-        expanded_prefill(4, 2048, false, 0.78),
+        expanded_prefill(2, 4096, true, 0.78),
+        expanded_prefill(2, 4096, false, 0.78),
         shard_of_latent(2, 32768, 2, 1.6),
         bytes_of_shard(2, 1.8),
         mixture(16, 512, 64, 1.7),
