@@ -5,9 +5,9 @@
 // Every slot has its own normaliser and the window; a row whose spans are unused gets the window alone, one without keys 0. The window is
 // attended once and each span by itself, as runs of keys (engine/run_rows.hpp), and joined by their sums. q (B, H, Tq, D),
 // k (B, Hk, Tk, D), v (B, Hk, Tk, Dv), out (B, H, Tq, Dv), all of float or all of double, H a multiple of Hk. Policies: scale, executor,
-// run_on. Takes some MiB of memory a worker, the backward 3 Tq (D + Dv) + Tk (D + Dv) elements about. Views are borrowed; throws
-// std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which stands at the last
-// cached key, so that a cache no longer than the window is attended whole.
+// run_on. Takes up to 8192 (slots + 1) (D + Dv) elements of memory a worker, the backward 3 Tq (D + Dv) + Tk (D + Dv) elements about. Views
+// are borrowed; throws std::invalid_argument, with nothing written, for what does not fit. A decode step is a call of one query, which
+// stands at the last cached key, so that a cache no longer than the window is attended whole.
 #pragma once
 
 #include <heed/accumulate/merge.hpp>
@@ -137,7 +137,7 @@ struct slot_shares {
     }
 };
 
-// The attentions of some rows of a head, mixed.
+// What run_rows asks of rows.
 template <class Query, class Written, class Finish>
 struct rows_of_runs {
     Query query;
@@ -145,12 +145,13 @@ struct rows_of_runs {
     Finish finish;
 };
 
+// The attentions of some rows of a head, mixed.
 template <class P>
 class mixed_spans {
 public:
     using T = typename P::value_type;
-    // Taken together: the more there are, the more have keys in common.
-    static constexpr index rows = 8192;
+    // Rows taken together, of so many in all: the more there are, the more have keys in common, but threads want some tasks.
+    static index rows(index all) { return std::clamp<index>(all / 8, 1024, 8192); }
 
     mixed_spans(const span_head<T>& head, const view<T, 4>& out, double scale)
         : head_(head), out_(out), runs_(head.k, head.v, static_cast<T>(scale * softmax::unit)) {}
@@ -206,12 +207,13 @@ public:
                                       const double all = of_seen * seen + of_span * total;
                                       if (all == 0) return;
                                       if (seen != 0) of_window[static_cast<std::size_t>(i)] += g * of_seen / all;
-                                      if (total != 0 && of_span != 0)
+                                      if (total != 0)
                                           add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
                                   }});
         for (index i = 0; i < count; ++i)
-            if (const double w = of_window[static_cast<std::size_t>(i)]; w != 0)
-                add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), static_cast<T>(w), width);
+            if (window.number(i) != 0)
+                add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), static_cast<T>(of_window[static_cast<std::size_t>(i)]),
+                        width);
     }
 
 private:
@@ -253,7 +255,7 @@ void span_attention(const view<Q, 4>& q_rows, const view<K, 4>& k_rows, const vi
 
     using arch_type = typename decltype(one_on<axes::architecture>(run_on<arch::native>{}, policies...))::type;
     const double by = one_on<axes::scale>(scale{dot{}.default_scale(q.extent(3))}, policies...).value;
-    const index width = v.extent(3), rows = doors::mixed_spans<pack<T, arch_type>>::rows;
+    const index width = v.extent(3), rows = doors::mixed_spans<pack<T, arch_type>>::rows(found.batch * found.heads * found.queries);
     const index blocks = (found.queries + rows - 1) / rows;
     one_on<axes::executor>(sequential{}, policies...).bulk(found.batch * found.heads * blocks, [&](index task, index) {
         const index b = task / blocks / found.heads, h = task / blocks % found.heads, first = task % blocks * rows;

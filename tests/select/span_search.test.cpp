@@ -17,6 +17,7 @@
 #include <limits>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -344,6 +345,35 @@ TEST_CASE("keys that no span of a query holds do not reach it, scores of any siz
     }
 }
 
+TEST_CASE("a value that is no number reaches rows that see it however far its score, and keys without features have equal weights") {
+    constexpr heed::index n = 200, last = n - 1;
+    tensor<double> q({1, 1, n, 1}), k({1, 1, n, 1}), v({1, 1, n, 1}), out({1, 1, n, 1});
+    for (heed::index i = 0; i < n; ++i) {
+        q.view(0, 0, i, 0) = 1;
+        k.view(0, 0, i, 0) = 0;
+        v.view(0, 0, i, 0) = static_cast<double>(i);
+    }
+    spans found = heed::find_spans(q.view, k.view, {.window = 1, .slots = 1});
+    const std::size_t row = found.row(0, 0, last);
+    found.window = 1;
+    found.anchor[row] = 32;
+    found.start[row] = 0;
+    found.end[row] = 64;
+    for (const double apart : {4000., -4000.}) {
+        k.view(0, 0, last, 0) = apart;
+        const heed::index bad = apart > 0 ? 10 : last;
+        heed::span_attention(q.view, k.view, v.view, found, out.view, heed::scale{1});
+        CHECK(out.view(0, 0, last, 0) == Approx(apart > 0 ? last : 32));
+        const double good = std::exchange(v.view(0, 0, bad, 0), std::numeric_limits<double>::quiet_NaN());
+        heed::span_attention(q.view, k.view, v.view, found, out.view, heed::scale{1});
+        CHECK(std::isnan(out.view(0, 0, last, 0)));
+        v.view(0, 0, bad, 0) = good;
+    }
+    tensor<double> none({1, 1, n, 0});
+    heed::span_attention(none.view, none.view, v.view, found, out.view, heed::scale{1});
+    CHECK(out.view(0, 0, last, 0) == Approx((64 * 65 / 2 + 199) / 66.));
+}
+
 TEST_CASE("any runs of keys keep the laws of masks and of their order") {
     heed_test::random_source r(2703);
     for (int round = 0; round < 40; ++round) {
@@ -395,6 +425,8 @@ TEST_CASE("what does not fit is refused by name and value") {
     CHECK(attend(small_spans(), 3) == "heed::span_attention: out features (3) must equal value features (2)");
     CHECK(changed([](spans& s) { s.queries = 2; }) == "heed::span_attention: spans queries (2) must equal queries (3)");
     CHECK(changed([](spans& s) { s.length = 4; }) == "heed::span_attention: spans length (4) must equal keys (3)");
+    CHECK(changed([](spans& s) { s.length = heed::index{1} << 31; }) ==
+          "heed::span_attention: spans length (2147483648) must be at most (2147483647)");
     CHECK(changed([](spans& s) { s.window = -1; }) == "heed::span_attention: spans window (-1) must be at least (0)");
     CHECK(changed([](spans& s) { s.first = {}; }) == "heed::span_attention: spans first entries (0) must equal batch (1)");
     CHECK(changed([](spans& s) { s.score.pop_back(); }) ==

@@ -106,9 +106,12 @@ public:
     }
     // Writes row i of the output, times its normaliser; with 0 whatever the row holds becomes 0.
     void write(int i, T normaliser, T* to) const {
+        if (normaliser == 0) {
+            std::fill(to, to + width_, T{0});
+            return;
+        }
         const T* from = out(i);
         index d = 0;
-        if (normaliser == 0) return std::fill(to, to + width_, T{0}), void();
         for (; d + P::lanes <= width_; d += P::lanes) (P::load(from + d) * P(normaliser)).store(to + d);
         for (; d < width_; ++d) to[d] = from[d] * normaliser;
     }

@@ -230,8 +230,9 @@ private:
     static constexpr T none = -std::numeric_limits<T>::infinity();
     static constexpr int most_padding = most_few > 0 ? 16 : shape::most_rows;
     // Rows up to a full register tile.
-    int padded(int count) const {
-        const int of = few_ ? most_padding : shape::most_rows;
+    template <class Count>
+    Count padded(Count count) const {
+        const Count of = few_ ? most_padding : shape::most_rows;
         return (count + of - 1) / of * of;
     }
 
@@ -331,7 +332,7 @@ private:
     // Scores become weights; a visible one is never 0. Sums are made tile by tile.
     HEED_NOINLINE void weigh(bool known) {
         constexpr int step = 4;
-        const index rows = padded(static_cast<int>(keys_seen_));
+        const index rows = padded(keys_seen_);
         for (index at = 0; at < used(); at += P::lanes) {
             const P top = P::load(top_ + at);
             P total(0), seen(0);

@@ -53,7 +53,7 @@ public:
     static constexpr int most = 32;
 
     // A tile of keys, by their distance from the block's first query; behind it what each strip sees of them.
-    struct tile {
+    struct alignas(seen) tile {
         int count;
         std::int32_t keys[tile_keys];
         seen* strips() { return reinterpret_cast<seen*>(this + 1); }

@@ -37,7 +37,7 @@ public:
           depth_(k.extent(3)),
           width_(padded(v.extent(3))),
           pitch_(padded(depth_) + width_ + 2 * P::lanes),
-          keys_(at(depth_ * tile_pitch)),
+          keys_(at((depth_ + 1) * tile_pitch)),
           values_(at(tile_keys * width_)),
           weights_(at(group * tile_pitch)) {}
 
@@ -153,8 +153,8 @@ private:
     }
     void take_keys() {
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
-        transpose_into(rows_apart<const T>{&k_(0, 0, tile_, 0), k_.stride(2)}, count_, depth_, rows_apart<T>{keys_.data(), tile_pitch},
-                       unit_);
+        transpose_into(rows_apart<const T>{k_.data + k_.offset(0, 0, tile_, 0), k_.stride(2)}, count_, depth_,
+                       rows_apart<T>{keys_.data(), tile_pitch}, unit_);
         for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_.data() + j * width_);
         finite_ = finiteness::unknown;
     }

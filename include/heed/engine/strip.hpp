@@ -2,7 +2,8 @@
 //
 // Q^T, O^T and P^T of a strip are rows of `lanes` scalars; K and V are read in place through row pointers. A tile of scores is made and
 // turned into weights in registers (S^T = K Q^T), stored once as P^T, and added up (O^T += V^T P^T). Queries may belong to several heads
-// that share keys; policies are asked head by head. A strip of few queries makes both products another way (engine/few_rows.hpp).
+// that share keys; policies are asked head by head. A strip of few queries makes both products another way (engine/few_rows.hpp),
+// one of small windows the second (engine/group_keys.hpp).
 #pragma once
 
 #include <heed/engine/bfloat16_products.hpp>

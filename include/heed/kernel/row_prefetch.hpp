@@ -29,6 +29,7 @@ public:
         more_left_ = count;
         more_bytes_ = more.bytes_;
         lines_per_step_ += more.lines_per_step_;
+        rows_per_step_ += more.rows_per_step_;
     }
     // Whether a step is better cut into `parts` calls of part: a burst of 32 lines made windows of 8 x 8 15 % slower; with 20, the last
     // tile of a dense block lost as much by a product's second loop as it gained.
@@ -63,7 +64,7 @@ public:
         at_ = at;
         end_ = end;
     }
-    // The same with steps of whole rows. What comes behind them does so at once, at the end.
+    // Steps of whole rows by a copy that loops keep in registers. What comes behind them does so at once, at the end.
     class by_rows {
     public:
         explicit by_rows(row_prefetch& from)
@@ -86,7 +87,7 @@ public:
         index bytes_;
     };
 
-    // The same by whole rows, where a step takes some: three instructions a line instead of ten.
+    // A step of whole rows in place, where it takes some: three instructions a line instead of ten.
     HEED_INLINE void step_rows() {
         if (lines_per_step_ * 64 < bytes_ || rows_per_step_ > left_ || at_ < end_) return step();
         for (int i = rows_per_step_; i > 0; --i) whole_row(rows_, bytes_);

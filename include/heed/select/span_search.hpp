@@ -84,6 +84,8 @@ struct spans {
         require(batch == e.batch, door, "spans batch", batch, "must equal batch", e.batch);
         require(heads == e.heads, door, "spans heads", heads, "must equal query heads", e.heads);
         require(queries == e.queries, door, "spans queries", queries, "must equal queries", e.queries);
+        require(length <= std::numeric_limits<std::int32_t>::max(), door, "spans length", length, "must be at most",
+                std::numeric_limits<std::int32_t>::max());
         require(length == e.keys, door, "spans length", length, "must equal keys", e.keys);
         require(slots >= 1, door, "spans slots", slots, "must be at least", 1);
         require(window >= 0, door, "spans window", window, "must be at least", 0);
