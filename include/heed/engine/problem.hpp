@@ -117,4 +117,18 @@ struct backward_problem : Forward {
     Obs observers;
 };
 
+// A row of a gradient becomes 0.
+template <class T>
+HEED_NOINLINE void clear_row(const view<T, 4>& v, index batch, index head, index row) {
+    for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
+}
+// Those of one head of dK and of dV, where there are such, for the keys of a sequence.
+template <class Problem>
+void clear_key_gradients(const Problem& p, const sequence& rows, index head) {
+    for (index k = rows.key_begin; k < rows.key_begin + rows.keys; ++k) {
+        if (head < p.dk.extent(1)) clear_row(p.dk, rows.batch, head, k);
+        if (head < p.dv.extent(1)) clear_row(p.dv, rows.batch, head, k);
+    }
+}
+
 }  // namespace heed::inline HEED_ISA

@@ -69,13 +69,13 @@ public:
         tasks_.list(kept_.first);
         executor.bulk(tasks_.count(), [&](index n, index worker) { kept_.singular[n] = queries(tasks_.at(kept_.first, n), of(worker)); });
         tasks_.each_other(executor, [&](index batch, index head, index row) {
-            fill_row(p_.dq, batch, head, row);
+            clear_row(p_.dq, batch, head, row);
             kept_.d_parameter[number_of(batch, head, row)] = 0;
         });
         if constexpr (Problem::mapped) {
             // A head that no query head reads has a gradient too.
             const index heads = std::max(p_.dk.extent(1), p_.dv.extent(1));
-            executor.bulk(tasks_.sequences() * heads, [&](index n, index) { clear_head(tasks_.at(n / heads), n % heads); });
+            executor.bulk(tasks_.sequences() * heads, [&](index n, index) { clear_key_gradients(p_, tasks_.at(n / heads), n % heads); });
         }
         const index bundles = p_.bundles();
         executor.bulk(tasks_.sequences() * bundles * parts_, [&](index n, index worker) {
@@ -252,20 +252,14 @@ private:
         return singular;
     }
 
-    void clear_head(const sequence& rows, index head) const {
-        for (index k = rows.key_begin; k < rows.key_begin + rows.keys; ++k) {
-            if (head < p_.dk.extent(1)) fill_row(p_.dk, rows.batch, head, k);
-            if (head < p_.dv.extent(1)) fill_row(p_.dv, rows.batch, head, k);
-        }
-    }
     // dK and dV of keys [begin, begin + part_keys) of a sequence and the heads of a bundle.
     void keys(index number, index bundle, index begin, std::byte* memory) const {
         const sequence rows = tasks_.at(number);
         const index end = std::min(rows.keys, begin + part_keys);
         if (begin >= end) return;
         for (index k = begin; k < end && !Problem::mapped; ++k) {
-            fill_row(p_.dk, rows.batch, bundle, rows.key_begin + k);
-            fill_row(p_.dv, rows.batch, bundle, rows.key_begin + k);
+            clear_row(p_.dk, rows.batch, bundle, rows.key_begin + k);
+            clear_row(p_.dv, rows.batch, bundle, rows.key_begin + k);
         }
         const extents shape = tasks_.shape_of(rows);
         const bound_policies<Problem> bound(p_, shape);
@@ -393,9 +387,6 @@ private:
                         total = fma(P(factors[k * stride + i]), P::load(panel + (i * N + j) * P::lanes), total);
                 total.store(to + k * padded + j * P::lanes);
             }
-    }
-    static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
-        for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
     }
     // Gradients of what outputs are multiplied with: of a row, of its output before that.
     void collect_factors() const {

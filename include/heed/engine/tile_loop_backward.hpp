@@ -98,13 +98,14 @@ public:
             for (index w = 0; w < executor.workers(); ++w) patterns_type::begin(patterns_of(w));
         if constexpr (Problem::mapped) {
             const index heads = std::max(p_.dk.extent(1), p_.dv.extent(1));
-            executor.bulk(sequences_ * heads, [&](index task, index) { clear_head(task / heads, task % heads); });
+            executor.bulk(sequences_ * heads,
+                          [&](index task, index) { clear_key_gradients(p_, p_.sequences.at(task / heads, p_.whole), task % heads); });
         }
         if constexpr (Problem::routed)
             executor.bulk(sequences_ * p_.whole.heads, [&](index task, index) {
                 const sequence s = p_.sequences.at(task / p_.whole.heads, p_.whole);
                 const index head = task % p_.whole.heads;
-                routed_rows(p_).each_other(s, head, [&](index row) { fill_row(p_.dq, s.batch, head, s.query_begin + row); });
+                routed_rows(p_).each_other(s, head, [&](index row) { clear_row(p_.dq, s.batch, head, s.query_begin + row); });
             });
         // Where later queries see more keys, the long pieces go first.
         for (index first = 0; first < units_; first += side_by_side_) {
@@ -233,8 +234,8 @@ private:
         index cleared = round == 0 && !Problem::mapped ? key_begin : key_end;
         const auto clear_up_to = [&](index k) {
             for (; cleared < k; ++cleared) {
-                fill_row(p_.dk, rows.batch, bundle, rows.key_begin + cleared);
-                fill_row(p_.dv, rows.batch, bundle, rows.key_begin + cleared);
+                clear_row(p_.dk, rows.batch, bundle, rows.key_begin + cleared);
+                clear_row(p_.dv, rows.batch, bundle, rows.key_begin + cleared);
             }
         };
         const auto sums_of = [&](index head) { return sums_ + ((number * p_.whole.heads + head) * parts_ + i) * sums_per_task_; };
@@ -288,7 +289,7 @@ private:
                                                                                               [&] { return keys_in(key_begin, key_end); });
             int next = visit(tile.next_keys);
             if (next == 0 && round == 0)
-                for (int q = 0; q < queries; ++q) fill_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
+                for (int q = 0; q < queries; ++q) clear_row(p_.dq, rows.batch, head, rows.query_begin + tile.queries[q] - shape.offset());
             if (next > 0)
                 for (int b = 0; b < count; ++b) bands[b]->begin(round == 0, mask, number, visit.known());
             const bool begun = next > 0;
@@ -335,17 +336,6 @@ private:
         return true;
     }
 
-    // Rows of one head of dK and of dV, where there are such.
-    void clear_head(index number, index head) const {
-        const sequence rows = p_.sequences.at(number, p_.whole);
-        for (index t = rows.key_begin; t < rows.key_begin + rows.keys; ++t) {
-            if (head < p_.dk.extent(1)) fill_row(p_.dk, rows.batch, head, t);
-            if (head < p_.dv.extent(1)) fill_row(p_.dv, rows.batch, head, t);
-        }
-    }
-    HEED_NOINLINE static void fill_row(const view<T, 4>& v, index batch, index head, index row) {
-        for (index d = 0; d < v.extent(3); ++d) v(batch, head, row, d) = T{0};
-    }
     template <class Source>
     static void rows_of(const Source& source, const sequence& rows, index head, const index* keys, int count, T* scratch, const T** out) {
         if constexpr (arranged::ordered && requires { source.listed(rows.batch, head, rows.key_begin, keys, count, out); })
