@@ -66,6 +66,7 @@ enum class coverage { empty, partial, full };
 //       int most()                              rows of the largest block, at most tiling.block
 //       index keys()                            optional: keys that a block visits, at most
 //       double keys_of(int n)                   optional, of repeating blocks (pattern_of): keys that n neighbours of a block see together
+//       bool disjoint()                         optional, of repeating blocks: whether every key is visited for one block and no other
 //       index most_keys()                       with keys_of: keys of the largest block before keys are split, by which tiles are cut
 //     and bound to a sequence
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)

@@ -109,6 +109,22 @@ verdict check_patterns(const M& mask, const Order& order, const heed::extents& e
     return {};
 }
 
+// Every key is visited for one block, if no two blocks have any in common.
+template <class M, class Order>
+verdict check_disjoint(const M& mask, const Order& order, const heed::extents& e) {
+    std::vector<int> found(static_cast<std::size_t>(e.keys), 0);
+    std::vector<heed::index> queries(static_cast<std::size_t>(order.most())), keys(found.size());
+    for (heed::index i = 0; i < order.blocks(); ++i) {
+        const int n = order.block(i, queries.data());
+        for (int q = 0; q < n; ++q) queries[static_cast<std::size_t>(q)] += e.offset();
+        const int count = n == 0 ? 0 : mask.visit(0, 0, queries.data(), n, 0, e.keys)(keys.data(), static_cast<int>(e.keys));
+        for (int k = 0; k < count; ++k) ++found[static_cast<std::size_t>(keys[static_cast<std::size_t>(k)])];
+    }
+    for (std::size_t k = 0; k < found.size(); ++k)
+        if (found[k] != 1) return broken("key ", k, " is visited for ", found[k], " blocks, which are said to be disjoint");
+    return {};
+}
+
 template <class M>
 verdict check_order(const M& policy, const heed::extents& e, const heed::tiling& t) {
     heed::ask::check(policy, "check_order", e);
@@ -144,6 +160,9 @@ verdict check_order(const M& policy, const heed::extents& e, const heed::tiling&
         if (found[row] != 1) return broken("row ", row, " is in ", found[row], " blocks");
     if constexpr (requires { mask.pattern_of(order, 0); })
         if (verdict v = check_patterns(mask, order, e); !v) return v;
+    if constexpr (requires { mask.pattern_of(order, 0), order.disjoint(); })
+        if (order.disjoint())
+            if (verdict v = check_disjoint(mask, order, e); !v) return v;
     for (int trial = 0; trial < 5 && e.queries > 0; ++trial) {
         std::vector<heed::index> drawn(static_cast<std::size_t>(1 + below(64)));
         for (heed::index& q : drawn) q = e.offset() + below(e.queries);

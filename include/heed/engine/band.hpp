@@ -126,7 +126,10 @@ public:
         to_row_ = seq.query_begin - offset;
     }
     // Calls of row_prefetch::step in one full tile, at least, for keys and for values.
-    int steps() const { return ((count_ + lanes - 1) / lanes + 1) * static_cast<int>(tile_keys / shape::most_rows); }
+    int steps() const {
+        const index visits = (count_ + lanes - 1) / lanes + std::max<index>(1, std::min(p_.depth(), p_.width()) / (shape::step * P::lanes));
+        return static_cast<int>(visits * (tile_keys / shape::most_rows));
+    }
     int count_of(int s) const { return std::clamp(count_ - s * lanes, 0, lanes); }
 
     // The gradient of the accumulator's parameter over these queries.
@@ -211,9 +214,10 @@ public:
     }
 
     // Takes in `count` keys, which are in the tile memory. What each strip sees of them is in `kept` if it is known, or is left there.
+    // Fresh: gradients of these keys hold nothing yet.
     template <class Mods, class Weight, class Observers>
     void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, const Observers& observers,
-                row_prefetch& next_keys, row_prefetch& next_values, seen_type* kept, bool known) {
+                row_prefetch& next_keys, row_prefetch& next_values, seen_type* kept, bool known, bool fresh) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         // Where every strip sees all keys, they get their gradients from all queries at once.
@@ -227,6 +231,11 @@ public:
             if (arranged::repeats && kept != nullptr && !known) kept[s].put(cuts[s], cut_count[s], bits);
             whole = whole && cut_count[s] == 1 && cuts[s][0].is_whole(count, (count_of(s) + P::lanes - 1) / P::lanes);
         }
+        if (fresh && !whole)
+            for (int i = 0; i < count; ++i) {
+                std::fill(t_.d_key[i], t_.d_key[i] + p_.depth(), T{0});
+                std::fill(t_.d_value[i], t_.d_value[i] + p_.width(), T{0});
+            }
         for (int s = 0; s < strips && count_of(s) > 0; ++s) {
             [[maybe_unused]] const pair_lists tile{positions_ + s * lanes, t_.keys, count_of(s), count};
             const segment_list& segments = cuts[s];
@@ -238,10 +247,12 @@ public:
             for (int i = 0; i < n; ++i) {
                 for_steps<P>(segments[i], [&](auto v, const tile_segment& part) {
                     constexpr int N = decltype(v)::value;
-                    if (part.masked)
-                        pairs<N, true>(part, batch, mods_of_sequence);
-                    else
-                        pairs<N, false>(part, batch, mods_of_sequence);
+                    with_crowding([&](auto crowded) {
+                        if (part.masked)
+                            pairs<N, true, decltype(crowded)::value>(part, batch, mods_of_sequence);
+                        else
+                            pairs<N, false, decltype(crowded)::value>(part, batch, mods_of_sequence);
+                    });
                 });
                 if (segments[i].masked && !tile_finite<P>(*t_.keys_finite, t_.key_rows, count, p_.depth()))
                     d_query_one_by_one(segments[i]);
@@ -266,7 +277,7 @@ public:
                     observers);
             }
         }
-        if (whole) add_d_keys(0, count, 0, count_);
+        if (whole) add_d_keys(0, count, 0, count_, fresh);
     }
 
     // Writes dq. The sums of learned parameters are added to `sums`, `summed` of them.
@@ -395,8 +406,16 @@ protected:
         }
     }
 
+    // f(whether prefetches go on inside of products, as a constant): blocks that are begun anew every tile or two have that many.
+    template <class F>
+    HEED_INLINE void with_crowding(F&& f) const {
+        if constexpr (arranged::repeats)
+            if (next_keys_->crowded() || next_values_->crowded()) return f(std::true_type{});
+        f(std::false_type{});
+    }
+
     // P^T and dS^T of a segment.
-    template <int N, bool Masked, class Mods>
+    template <int N, bool Masked, bool Crowded, class Mods>
     HEED_NOINLINE void pairs(const tile_segment& s, index batch, const Mods& bound) {
         constexpr int M = shape::rows(N);
         const index at = static_cast<index>(s.first) * P::lanes, lane = strip_ * lanes + at;
@@ -404,20 +423,20 @@ protected:
         const T* query = b_.query + strip_ * lanes * depth + at;
         const T* d_out = b_.d_out + strip_ * lanes * values + at;
         for (int i = s.begin; i < s.begin + s.count; i += M) {
-            next_values_->step();
+            if constexpr (!Crowded) next_values_->step();
             register_tile<M, N, P> tile;
             if constexpr (plain)
                 tile.start_from(b_.offset + lane);
             else
                 tile.zero();
-            tile.multiply_rows(t_.value_rows + i, values, d_out, lanes);
+            tile.template multiply_rows_while<Crowded>(t_.value_rows + i, values, d_out, lanes, *next_values_);
             tile.store(d_scores_at(i, at), width);
         }
         for (int i = s.begin; i < s.begin + s.count; i += M) {
-            next_keys_->step();
+            if constexpr (!Crowded) next_keys_->step();
             register_tile<M, N, P> tile;
             tile.zero();
-            tile.multiply_rows(t_.key_rows + i, depth, query, lanes);
+            tile.template multiply_rows_while<Crowded>(t_.key_rows + i, depth, query, lanes, *next_keys_);
             if constexpr (plain)
                 for (int j = 0; j < N; ++j) {
                     const P start = P::load(b_.start + lane + j * P::lanes);
@@ -541,27 +560,33 @@ protected:
     }
 
     // dV += P^T dO and dK += dS^T Q for keys [begin, begin + count) over `queries` queries from `lane` of the band on.
-    void add_d_keys(int begin, int count, index lane, index queries) {
-        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, *next_values_);
-        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, *next_keys_);
+    void add_d_keys(int begin, int count, index lane, index queries, bool fresh = false) {
+        add_over_queries(t_.weights, begin, count, lane, queries, b_.d_out_panels, p_.width(), t_.d_value, *next_values_, fresh);
+        add_over_queries(t_.d_scores, begin, count, lane, queries, b_.query_panels, p_.depth(), t_.d_key, *next_keys_, fresh);
     }
-    static void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* right, index features,
-                                 T* const* into, row_prefetch& next) {
+    void add_over_queries(const T* rows, int begin, int count, index lane, index queries, const T* right, index features, T* const* into,
+                          row_prefetch& next, bool fresh) const {
         panels::each(features, [&](int first, auto n) {
             constexpr int N = decltype(n)::value;
             const index from = first * P::lanes;
-            add_panel<N>(rows + begin * width + lane, count, queries, right + width * from + lane * N * P::lanes, into + begin, from, next);
+            with_crowding([&](auto crowded) {
+                add_panel<N, decltype(crowded)::value>(rows + begin * width + lane, count, queries,
+                                                       right + width * from + lane * N * P::lanes, into + begin, from, next, fresh);
+            });
         });
     }
-    template <int N>
+    template <int N, bool Crowded>
     HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* const* into, index from,
-                                        row_prefetch& next) {
+                                        row_prefetch& next, bool fresh) {
         constexpr int M = shape::rows(N);
         for (int i = 0; i < count; i += M) {
-            next.step();
+            if constexpr (!Crowded) next.step();
             register_tile<M, N, P> tile;
-            tile.load_rows(into + i, from);
-            tile.multiply_dense(rows + i * width, width, queries, panel, N * P::lanes);
+            if (fresh)
+                tile.zero();
+            else
+                tile.load_rows(into + i, from);
+            tile.template multiply_dense_while<Crowded>(rows + i * width, width, queries, panel, N * P::lanes, next);
             tile.store_rows(into + i, from);
         }
     }

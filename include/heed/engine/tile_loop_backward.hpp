@@ -253,6 +253,10 @@ private:
                     },
                     sums_of);
             }
+        // Rows that one block alone adds to are not set to 0 before.
+        bool alone = false;
+        if constexpr (arranged::repeats && requires { order_->disjoint(); }) alone = parts_ == 1 && !Problem::mapped && order_->disjoint();
+        if (alone) cleared = key_end;
         patterns_type kept_patterns(patterns_of(worker), bands_ * band_type::strips);
         for (index b = 0; b < bands_; ++b) bands[b].make([&] { return band_type(p_, band_type::take_band(kept, p_), tile); });
         for (index n = i * share; n < last; ++n) {
@@ -317,7 +321,8 @@ private:
                 }
                 for (int b = 0; b < count; ++b)
                     bands[b]->absorb(number, tile_count, mods, weight, observers, next_keys, next_values,
-                                     seen != nullptr ? seen + b * band_type::strips : nullptr, visit.known());
+                                     seen != nullptr ? seen + b * band_type::strips : nullptr, visit.known(),
+                                     alone && n < blocks && b == 0);
                 put(rows, head, tile_count, tile);
             }
             visit.close();

@@ -42,6 +42,9 @@ struct feature_panels {
             for (index i = 0; i < count; ++i, at += width) {
                 if (rows[i] == nullptr) {
                     std::fill(at, at + width, T{0});
+                } else if (wide == width) {
+#pragma GCC unroll 4
+                    for (index d = 0; d < width; d += P::lanes) P::load(rows[i] + from + d).store(at + d);
                 } else {
                     std::copy(rows[i] + from, rows[i] + from + wide, at);
                     std::fill(at + wide, at + width, T{0});

@@ -130,6 +130,17 @@ struct register_tile {
             b += stride;
         }
     }
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_dense_while(const T* dense, index a_stride, index depth, const T* b, index stride, Other& other) {
+        if constexpr (!Between) return multiply_dense(dense, a_stride, depth, b, stride);
+        const T* a[M];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i) a[i] = dense + i * a_stride;
+        steps_between(depth, other, [&](index k) {
+            step([&](int i) { return a[i][k]; }, b);
+            b += stride;
+        });
+    }
     // A(m, k) = rows[k][m]; with Pairs of lanes that hold two bfloat16.
     template <bool Pairs = false>
     HEED_INLINE void multiply_columns(const T* const* rows, index column, index depth, const T* b, index stride) {

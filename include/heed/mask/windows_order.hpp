@@ -37,6 +37,7 @@ public:
 
     index blocks() const { return blocks_ * parts_; }
     int most() const { return most_; }
+    bool disjoint() const { return parts_ == 1; }
     int block(index i, index* rows) const {
         const index skipped = i % parts_ * part_;
         i /= parts_;
