@@ -316,6 +316,16 @@ struct pack {
         using bits_type = typename mask_type::bits_type;
         return {bits_type(std::bit_cast<typename bits_type::register_type>(static_cast<typename decltype(set)::register_type>(set)))};
     }
+#if defined(__AVX512F__)
+    // Four lanes from each of four places.
+    HEED_INLINE static pack load_quarters(const T* a, const T* b, const T* c, const T* d)
+        requires(std::is_same_v<T, float> && lanes == 16)
+    {
+        __m512 r = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+        r = _mm512_insertf32x4(r, _mm_loadu_ps(c), 2);
+        return {batch_type(_mm512_insertf32x4(r, _mm_loadu_ps(d), 3))};
+    }
+#endif
     // Sum of the lanes, in the order of the lanes.
     HEED_INLINE friend T sum(pack a) {
         alignas(64) T t[lanes];

@@ -36,6 +36,28 @@ HEED_INLINE void round(V (&r)[W]) {
         round<2 * D, W>(r);
     }
 }
+// Every four lanes of four vectors of 16 are a 4 x 4 block. With rows that lie four apart in a vector's quarters, which loads bring there,
+// half of the shuffles transpose 16 rows.
+template <class V>
+HEED_INLINE void quads(V (&r)[4]) {
+    const auto low = [](const V& a, const V& b) {
+        return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    };
+    const auto high = [](const V& a, const V& b) {
+        return __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    };
+    const auto low_pairs = [](const V& a, const V& b) {
+        return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    };
+    const auto high_pairs = [](const V& a, const V& b) {
+        return __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    };
+    const V a = low(r[0], r[1]), b = high(r[0], r[1]), c = low(r[2], r[3]), d = high(r[2], r[3]);
+    r[0] = low_pairs(a, c);
+    r[1] = high_pairs(a, c);
+    r[2] = low_pairs(b, d);
+    r[3] = high_pairs(b, d);
+}
 #endif
 }  // namespace shuffles
 
@@ -81,6 +103,18 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Fac
         using V = typename shuffles::native<T, W>::type;
         for (; r + W <= rows; r += W) {
             index c = 0;
+            if constexpr (requires(const T* p) { pack<T>::load_quarters(p, p, p, p); })
+                for (; c + 4 <= columns; c += 4) {
+                    V block[4];
+                    for (int i = 0; i < 4; ++i)
+                        block[i] = std::bit_cast<V>(
+                            pack<T>::load_quarters(row(r + i) + c, row(r + i + 4) + c, row(r + i + 8) + c, row(r + i + 12) + c).v.data);
+                    shuffles::quads(block);
+                    for (int i = 0; i < 4; ++i) {
+                        block[i] = block[i] * by(c + i);
+                        __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
+                    }
+                }
             for (; c + W <= columns; c += W) {
                 V block[W];
                 for (int i = 0; i < W; ++i) block[i] = std::bit_cast<V>(pack<T>::load(row(r + i) + c).v.data);
