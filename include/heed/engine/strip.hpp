@@ -90,6 +90,7 @@ public:
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
     }
 
+    // The tile memory outlives the strip.
     strip(const Problem& p, const strip_memory<T>& s, const strip_result<T>& r, const tile_memory<Problem>& t)
         : p_(p), s_(s), out_(r.out), t_(t), state_(r.state, t.state, lanes), rows_(p, s.query, r.out, t), pairs_(p, s.query, r.out, t) {}
 
@@ -135,7 +136,7 @@ public:
     HEED_NOINLINE void begin(const sequence& seq, const bound_mask& mask, index batch, bool known, bool careful) {
         const int count = count_;
         careful_ = careful;
-        assumed_ = false;
+        assumed_ = finished_ = false;
         // The sources read a tile's rows through the pointers that keys use later.
         for_heads([&](int i, const head_part& h) {
             if (!known) looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
@@ -172,10 +173,10 @@ public:
     }
 
     // Takes in `count` keys, whose positions and rows are in the tile memory. What the queries see of them is in `kept` if it is known, or
-    // is left there.
+    // is left there. Last: no keys follow, nor another part of them.
     template <class Mods, class Weight>
-    HEED_NOINLINE void absorb(index batch, int count, const Mods& mods_of_sequence, const Weight& weight, row_prefetch& next_keys,
-                              row_prefetch& next_values, seen_type* kept, bool known) {
+    HEED_NOINLINE void absorb(const sequence& seq, index batch, int count, const Mods& mods_of_sequence, const Weight& weight,
+                              row_prefetch& next_keys, row_prefetch& next_values, seen_type* kept, bool known, bool last) {
         next_keys_ = &next_keys;
         next_values_ = &next_values;
         segment_list segments;
@@ -216,6 +217,10 @@ public:
         // The first product overwrites O; what it leaves out is 0.
         bool overwrites = std::exchange(fresh_, false);
         const auto all = [&] { return n == 1 && !segments[0].masked && segments[0].count == count && segments[0].vectors == vectors_; };
+        if constexpr (arranged::repeats)
+            if (last && overwrites && !in_rows_ && !paired_ && all() && count_ % shape::most_rows == 0 &&
+                p_.width() % (shape::step * P::lanes) == 0)
+                return finish_values(seq, count);
         if (in_rows_) {
             assumed_ = true;
             return pairs_.add_values_to_rows(segments, n, count, count_, all(), careful_, overwrites, next_values);
@@ -260,8 +265,34 @@ public:
 
     // Writes the rows of the output, and lse if it is wanted.
     void finish(const sequence& seq) {
+        if (finished_) return;
         T* normaliser = t_.weights;
-        T* lse = p_.lse.data == nullptr ? nullptr : t_.weights + lanes;
+        close(seq, normaliser, t_.weights + lanes);
+        const index width = p_.width();
+        if (in_rows_) {
+            for (int i = 0; i < count_; ++i)
+                if (few_ || grouped_)
+                    rows_.write(i, normaliser[i], t_.written[i]);
+                else
+                    pairs_.write(i, normaliser[i], t_.written[i]);
+            return narrow(seq);
+        }
+        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, factors_at<T>{normaliser});
+        clear_unseen(normaliser);
+        narrow(seq);
+    }
+
+private:
+    // Lanes [lane, lane + count) belong to one head.
+    struct head_part {
+        index head;
+        int lane, count;
+    };
+    static constexpr int most_parts = arranged::joins_heads ? lanes : 1;
+
+    // The factors of the outputs, where these are written, and lse, for which there is memory.
+    void close(const sequence& seq, T* normaliser, T* memory) {
+        T* lse = p_.lse.data == nullptr ? nullptr : memory;
         for_heads([&](int, const head_part& h) {
             state_.finish(p_.accumulator, h.head, h.lane, h.count, normaliser, lse);
             if constexpr (Problem::routed)
@@ -279,30 +310,12 @@ public:
                 if (lse != nullptr) p_.lse(seq.batch, h.head, positions_[i] + to_row_) = lse[i];
             }
         });
-        const index width = p_.width();
-        if (in_rows_) {
-            for (int i = 0; i < count_; ++i)
-                if (few_ || grouped_)
-                    rows_.write(i, normaliser[i], t_.written[i]);
-                else
-                    pairs_.write(i, normaliser[i], t_.written[i]);
-            return narrow(seq);
-        }
-        if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, factors_at<T>{normaliser});
-        // What an invisible row may have left need not be a number.
-        for (int i = 0; i < count_; ++i)
-            if (normaliser[i] == 0) std::fill(t_.written[i], t_.written[i] + width, T{0});
-        narrow(seq);
     }
-
-private:
-    // Lanes [lane, lane + count) belong to one head.
-    struct head_part {
-        index head;
-        int lane, count;
-    };
-    static constexpr int most_parts = arranged::joins_heads ? lanes : 1;
-
+    // What an invisible row may have left need not be a number.
+    void clear_unseen(const T* normaliser) {
+        for (int i = 0; i < count_; ++i)
+            if (normaliser[i] == 0) std::fill(t_.written[i], t_.written[i] + p_.width(), T{0});
+    }
     void narrow([[maybe_unused]] const sequence& seq) {
         if constexpr (narrow_out)
             for_heads([&](int, const head_part& h) {
@@ -530,6 +543,32 @@ private:
             for (; d + 4 <= width; d += 4) add_values<4, N>(s, d, at, overwrites);
         for (; d < width; ++d) add_values<1, N>(s, d, at, overwrites);
     }
+    // O = P V where all keys are in one tile, with features in lanes: outputs leave their registers for their rows, which saves the
+    // transposition of O, 6 % of windows of 8 x 8.
+    HEED_NOINLINE void finish_values(const sequence& seq, int count) {
+        T normaliser[lanes], lse[lanes];
+        close(seq, normaliser, lse);
+        if (next_values_->crowded())
+            write_values<true>(count, normaliser);
+        else
+            write_values<false>(count, normaliser);
+        clear_unseen(normaliser);
+        narrow(seq);
+        finished_ = true;
+    }
+    template <bool Crowded>
+    HEED_NOINLINE void write_values(int count, const T* normaliser) {
+        constexpr int M = shape::most_rows, N = shape::step;
+        for (index d = 0; d < p_.width(); d += N * P::lanes)
+            for (int i = 0; i < count_; i += M) {
+                if constexpr (!Crowded) next_values_->step();
+                register_tile<M, N, P> tile;
+                tile.zero();
+                tile.template multiply_by_rows_while<Crowded>(t_.weights + i, lanes, count, t_.value_rows, d, *next_values_);
+                tile.scale(normaliser + i);
+                tile.store_rows(t_.written + i, d);
+            }
+    }
     template <int M, int N, bool Crowded = false>
     HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
         register_tile<M, N, P> tile;
@@ -555,18 +594,19 @@ private:
     const Problem& p_;
     strip_memory<T> s_;
     T* out_;
-    tile_memory<Problem> t_;
+    const tile_memory<Problem>& t_;
     lanes_type state_;
     few_type rows_;
     pair_products_of<Problem> pairs_;
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
-    bool few_ = false;      // both products have features in lanes
-    bool paired_ = false;   // both products are of pairs of bfloat16
-    bool grouped_ = false;  // the product with values has features in lanes, for groups of queries
-    bool in_rows_ = false;  // outputs are rows
-    bool alike_ = true;     // score modifications make no difference between the heads
-    bool fresh_ = false;    // O holds nothing yet
+    bool few_ = false;       // both products have features in lanes
+    bool paired_ = false;    // both products are of pairs of bfloat16
+    bool grouped_ = false;   // the product with values has features in lanes, for groups of queries
+    bool in_rows_ = false;   // outputs are rows
+    bool alike_ = true;      // score modifications make no difference between the heads
+    bool fresh_ = false;     // O holds nothing yet
+    bool finished_ = false;  // outputs are where they belong
     bool careful_ = false, assumed_ = false;
     index least_head_ = 0, most_head_ = 0;
     index to_row_ = 0;  // a position plus this is a row of the tensors

@@ -73,8 +73,9 @@ struct tile_memory {
     index *queries, *next_queries;  // rows of the block
     const query_type** next_query_rows;
     const T** next_out_rows;
-    T* gathered;      // weights of lanes that read one head of V
-    int* next_count;  // keys of the next tile; -1: nothing is prefetched
+    T* gathered;       // weights of lanes that read one head of V
+    int* next_count;   // keys of the next tile; -1: nothing is prefetched
+    int* next_listed;  // queries of the awaited task, if they are known
     finiteness* values_finite;
     index* awaited;                     // the task whose first rows have been prefetched
     bool *keys_stored, *values_stored;  // whether the tile is read as it is stored
@@ -111,6 +112,7 @@ struct tile_memory {
           next_out_rows(a.take<const T*>(block)),
           gathered(a.take<T>(Problem::mapped ? tile_keys * lanes + 1 : 0)),
           next_count(a.take<int>(1)),
+          next_listed(a.take<int>(1)),
           values_finite(a.take<finiteness>(1)),
           awaited(a.take<index>(1)),
           keys_stored(a.take<bool>(1)),

@@ -196,9 +196,9 @@ private:
     }
     // Queries of a block that is the only one, or of an ordered mask's.
     index block_rows(const share& w) const { return arranged::ordered ? order_->most() * w.together : w.rows; }
-    auto order_of(const share& w) const {
+    decltype(auto) order_of(const share& w) const {
         if constexpr (arranged::ordered)
-            return *order_;
+            return (*order_);
         else
             return row_order{w.rows, static_cast<int>(w.strips * w.lanes)};
     }
@@ -288,7 +288,8 @@ private:
         const index n = p_.sequences.count(p_.whole);
         return *(std::upper_bound(list_, list_ + n, task, [](index t, const share& w) { return t < w.first_task; }) - 1);
     }
-    place place_of(const share& w, index unit, index part, index* queries) const {
+    // Listed: queries that are in their place already; 0: none.
+    place place_of(const share& w, index unit, index part, index* queries, int listed = 0) const {
         place at{w.number,
                  unit % w.blocks,
                  unit / w.blocks * w.together,
@@ -305,7 +306,7 @@ private:
         at.shape.batch = p_.sequences.count(p_.whole);
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
-        at.queries = list_block(w, at.rows, at.head, at.block, queries);
+        at.queries = listed > 0 ? listed : list_block(w, at.rows, at.head, at.block, queries);
         if (joined_) {
             for (index i = at.queries; i < at.queries * at.together; ++i) queries[i] = queries[i - at.queries] + at.rows.queries;
             at.queries *= static_cast<int>(at.together);
@@ -316,10 +317,10 @@ private:
         return at;
     }
     // Tasks of a share by its units, parts of one from the last to the first.
-    place place_of(index task, index* queries) const {
+    place place_of(index task, index* queries, int listed = 0) const {
         const share& w = share_of(task);
         const index local = task - w.first_task;
-        return place_of(w, local / w.parts, w.parts - 1 - local % w.parts, queries);
+        return place_of(w, local / w.parts, w.parts - 1 - local % w.parts, queries, listed);
     }
     tile_memory<Problem> tile_of(index worker) const {
         arena a(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker));
@@ -372,7 +373,9 @@ private:
 
     void work(index task, index worker) const {
         const auto tile = tile_of(worker);
-        const place at = place_of(task, tile.queries);
+        const int listed = *tile.awaited == task ? *tile.next_listed : 0;
+        std::copy(tile.next_queries, tile.next_queries + listed, tile.queries);
+        const place at = place_of(task, tile.queries, listed);
         if (at.count == 0) return;
         strip_array strips;
         const tile_scope tiles(strip_type::needs_tiles(p_));
@@ -420,8 +423,8 @@ private:
                 else if (prefetches_ && task > 0 && !again)
                     ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, kept, next_keys, next_values);
                 for (index i = 0; i < at.count; ++i)
-                    strips[i]->absorb(at.number, count, mods, weight, next_keys, next_values, seen != nullptr ? seen + i : nullptr,
-                                      visit.known());
+                    strips[i]->absorb(at.rows, at.number, count, mods, weight, next_keys, next_values, seen != nullptr ? seen + i : nullptr,
+                                      visit.known(), next == 0 && w.parts == 1);
             }
             visit.close();
             sound = true;
@@ -462,13 +465,14 @@ private:
                        const tile_memory<Problem>& tile, patterns_type& kept, row_prefetch& keys, row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
+        *tile.next_listed = arranged::repeats && !joined_ && at.shape.offset() == 0 ? at.queries : 0;
         if (at.queries == 0 || at.shared) return;
         const bool lying = reads_rows(p_.q);
         const auto lie = [&](index head, const index* queries, int i, int n) {
             const index row = at.rows.query_begin + *queries;
             if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, nullptr);
             if constexpr (!strip_type::narrow_out)
-                for (int j = 0; j < n; ++j) tile.next_out_rows[i + j] = p_.out.data + p_.out.offset(at.rows.batch, head, row + j, index{0});
+                step_rows<T>(p_.out.data + p_.out.offset(at.rows.batch, head, row, index{0}), p_.out.stride(2), n, tile.next_out_rows + i);
         };
         if (at.together == 1)
             arranged::runs(tile.next_queries, at.queries, [&](int i, int n) { lie(at.head, tile.next_queries + i, i, n); });

@@ -160,6 +160,24 @@ struct register_tile {
             b += stride;
         });
     }
+    // A(m, k) = a[k * a_stride + m], B[k] = rows[k] + column.
+    template <bool Between, class Other>
+    HEED_INLINE void multiply_by_rows_while(const T* a, index a_stride, index depth, const T* const* rows, index column, Other& other) {
+        const auto one = [&](index k) {
+            step([&](int i) { return a[i]; }, rows[k] + column);
+            a += a_stride;
+        };
+        if constexpr (Between) return steps_between(depth, other, one);
+#pragma GCC unroll 4
+        for (index k = 0; k < depth; ++k) one(k);
+    }
+    // Row i times factor i.
+    HEED_INLINE void scale(const T* factors) {
+#pragma GCC unroll 8
+        for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j) c[i][j] = c[i][j] * P(factors[i]);
+    }
 
 private:
     template <class Other, class Step>

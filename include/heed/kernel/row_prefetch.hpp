@@ -42,6 +42,11 @@ public:
     template <int Cache = 2>
     HEED_INLINE void part(int lines) {
         const char *at = at_, *end = end_;
+        if (end - at >= lines * index{64}) {
+            for (int i = lines; i > 0; --i, at += 64) prefetch<Cache>(at);
+            at_ = at;
+            return;
+        }
         for (int i = lines; i > 0; --i) {
             if (at >= end) {
                 if (left_ == 0) {
@@ -57,6 +62,11 @@ public:
                 --left_;
                 end = row + bytes_;
                 at = row;
+                // Neighbours are one row, whose lines need no questions.
+                for (const char* more; left_ > 0; --left_, rows_ += sizeof row, end += bytes_) {
+                    __builtin_memcpy(&more, rows_, sizeof more);
+                    if (more != end) break;
+                }
             }
             prefetch<Cache>(at);
             at += 64;
