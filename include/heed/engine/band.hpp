@@ -268,8 +268,8 @@ public:
             }
             if constexpr (chain::staged_gradients) collect(batch, tile, mods_of_sequence, segments, n, std::make_index_sequence<mods>{});
             if constexpr (observed) {
-                clear_uncovered(t_.seen, count, segments, n);
-                clear_uncovered(t_.d_seen, count, segments, n);
+                clear_uncovered<P>(t_.seen, width, count_of(s), count, segments, n);
+                clear_uncovered<P>(t_.d_seen, width, count_of(s), count, segments, n);
                 std::apply(
                     [&](const auto&... o) {
                         (arranged::observe(o, batch, head_, tile, t_.seen, t_.d_seen, static_cast<index>(width)), ...);
@@ -385,7 +385,7 @@ protected:
                 using Mod = std::tuple_element_t<I, Mods>;
                 if constexpr (chain::template is_staged<Mod>) {
                     if constexpr (is_learned<Mod>) {
-                        clear_uncovered(at, tile.key_count, segments, n);
+                        clear_uncovered<P>(at, width, tile.query_count, tile.key_count, segments, n);
                         arranged::collect(std::get<I>(bound), batch, head_, tile, at, static_cast<index>(width), std::get<I>(bound).into);
                     }
                     at += tile_keys * width;
@@ -393,19 +393,6 @@ protected:
             }(),
             ...);
     }
-    // Pairs outside the segments have weight and gradient 0.
-    void clear_uncovered(T* rows, int count, const segment_list& segments, int n) const {
-        const int queries = count_of(strip_);
-        for (int i = 0, next = 0; i < count; ++i) {
-            while (next < n && i >= segments[next].begin + segments[next].count) ++next;
-            const bool covered = next < n && i >= segments[next].begin;
-            const int first = covered ? std::min(segments[next].first * P::lanes, queries) : queries;
-            const int end = covered ? std::min((segments[next].first + segments[next].vectors) * P::lanes, queries) : queries;
-            std::fill(rows + i * width, rows + i * width + first, T{0});
-            std::fill(rows + i * width + end, rows + i * width + queries, T{0});
-        }
-    }
-
     // f(whether prefetches go on inside of products, as a constant): blocks that are begun anew every tile or two have that many.
     template <class F>
     HEED_INLINE void with_crowding(F&& f) const {
@@ -570,25 +557,10 @@ protected:
             constexpr int N = decltype(n)::value;
             const index from = first * P::lanes;
             with_crowding([&](auto crowded) {
-                add_panel<N, decltype(crowded)::value>(rows + begin * width + lane, count, queries,
-                                                       right + width * from + lane * N * P::lanes, into + begin, from, next, fresh);
+                add_panel<N, P, decltype(crowded)::value>(rows + begin * width + lane, width, count, queries,
+                                                          right + width * from + lane * N * P::lanes, into + begin, from, next, fresh);
             });
         });
-    }
-    template <int N, bool Crowded>
-    HEED_NOINLINE static void add_panel(const T* rows, int count, index queries, const T* panel, T* const* into, index from,
-                                        row_prefetch& next, bool fresh) {
-        constexpr int M = shape::rows(N);
-        for (int i = 0; i < count; i += M) {
-            if constexpr (!Crowded) next.step();
-            register_tile<M, N, P> tile;
-            if (fresh)
-                tile.zero();
-            else
-                tile.load_rows(into + i, from);
-            tile.template multiply_dense_while<Crowded>(rows + i * width, width, queries, panel, N * P::lanes, next);
-            tile.store_rows(into + i, from);
-        }
     }
     // The same products with the same bits, where a query that may not see a key is multiplied for nothing.
     void d_keys_one_by_one(const tile_segment& s) {

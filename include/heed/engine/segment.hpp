@@ -105,6 +105,19 @@ void add_visible(const tile_segment& s, const std::uint64_t* bits, const T* cons
         }
 }
 
+// Pairs outside the segments of a tile of `queries` by `count` keys become 0; rows of `stride` queries.
+template <class P, class T>
+void clear_uncovered(T* rows, index stride, int queries, int count, const segment_list& segments, int n) {
+    for (int i = 0, next = 0; i < count; ++i) {
+        while (next < n && i >= segments[next].begin + segments[next].count) ++next;
+        const bool covered = next < n && i >= segments[next].begin;
+        const int first = covered ? std::min(segments[next].first * P::lanes, queries) : queries;
+        const int end = covered ? std::min((segments[next].first + segments[next].vectors) * P::lanes, queries) : queries;
+        std::fill(rows + i * stride, rows + i * stride + first, T{0});
+        std::fill(rows + i * stride + end, rows + i * stride + queries, T{0});
+    }
+}
+
 // Whether rows [begin, begin + count) are free of NaN and infinity, so that a factor 0 removes them.
 template <class P, class S>
 bool all_finite(const S* const* rows, int begin, int count, index features) {

@@ -548,26 +548,10 @@ private:
     HEED_NOINLINE void finish_values(const sequence& seq, int count) {
         T normaliser[lanes], lse[lanes];
         close(seq, normaliser, lse);
-        if (next_values_->crowded())
-            write_values<true>(count, normaliser);
-        else
-            write_values<false>(count, normaliser);
+        write_product<P>(t_.weights, lanes, count_, t_.value_rows, count, p_.width(), normaliser, t_.written, *next_values_);
         clear_unseen(normaliser);
         narrow(seq);
         finished_ = true;
-    }
-    template <bool Crowded>
-    HEED_NOINLINE void write_values(int count, const T* normaliser) {
-        constexpr int M = shape::most_rows, N = shape::step;
-        for (index d = 0; d < p_.width(); d += N * P::lanes)
-            for (int i = 0; i < count_; i += M) {
-                if constexpr (!Crowded) next_values_->step();
-                register_tile<M, N, P> tile;
-                tile.zero();
-                tile.template multiply_by_rows_while<Crowded>(t_.weights + i, lanes, count, t_.value_rows, d, *next_values_);
-                tile.scale(normaliser + i);
-                tile.store_rows(t_.written + i, d);
-            }
     }
     template <int M, int N, bool Crowded = false>
     HEED_INLINE void add_values(const tile_segment& s, index d, index at, bool overwrites) {
@@ -584,11 +568,7 @@ private:
 
     void rescale(const T* factor) {
         if (in_rows_) return rows_.scale(factor);
-        for (index d = 0; d < p_.width(); ++d)
-            for (index at = 0; at < lanes; at += P::lanes) {
-                T* o = out_ + d * lanes + at;
-                (P::load(o) * P::load(factor + at)).store(o);
-            }
+        scale_lanes<P>(out_, p_.width(), lanes, factor);
     }
 
     const Problem& p_;

@@ -54,4 +54,22 @@ struct feature_panels {
     }
 };
 
+// into[key][from ...] += sum over queries of rows[key * stride + query] panel[query], for a panel of N vectors. Fresh: `into` holds nothing
+// yet. `other` work is done between register tiles, or inside of them.
+template <int N, class P, bool Inside, class T, class Other>
+HEED_NOINLINE void add_panel(const T* rows, index stride, int count, index queries, const T* panel, T* const* into, index from,
+                             Other& other, bool fresh) {
+    constexpr int M = tile_shape<P>::rows(N);
+    for (int i = 0; i < count; i += M) {
+        if constexpr (!Inside) other.step();
+        register_tile<M, N, P> tile;
+        if (fresh)
+            tile.zero();
+        else
+            tile.load_rows(into + i, from);
+        tile.template multiply_dense_while<Inside>(rows + i * stride, stride, queries, panel, N * P::lanes, other);
+        tile.store_rows(into + i, from);
+    }
+}
+
 }  // namespace heed::inline HEED_ISA

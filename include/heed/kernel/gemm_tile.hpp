@@ -160,16 +160,13 @@ struct register_tile {
             b += stride;
         });
     }
-    // A(m, k) = a[k * a_stride + m], B[k] = rows[k] + column.
-    template <bool Between, class Other>
+    // A(m, k) = a[k * a_stride + m], B[k] = rows[k] + column; `other` work is done in parts between the steps.
+    template <class Other>
     HEED_INLINE void multiply_by_rows_while(const T* a, index a_stride, index depth, const T* const* rows, index column, Other& other) {
-        const auto one = [&](index k) {
+        steps_between(depth, other, [&](index k) {
             step([&](int i) { return a[i]; }, rows[k] + column);
             a += a_stride;
-        };
-        if constexpr (Between) return steps_between(depth, other, one);
-#pragma GCC unroll 4
-        for (index k = 0; k < depth; ++k) one(k);
+        });
     }
     // Row i times factor i.
     HEED_INLINE void scale(const T* factors) {
@@ -219,5 +216,31 @@ private:
         }
     }
 };
+
+// Rows of `lanes` scalars times a row of factors.
+template <class P, class T>
+void scale_lanes(T* rows, index count, index lanes, const T* factors) {
+    for (index d = 0; d < count; ++d)
+        for (index at = 0; at < lanes; at += P::lanes) {
+            T* row = rows + d * lanes + at;
+            (P::load(row) * P::load(factors + at)).store(row);
+        }
+}
+
+// to[m] = factors[m] * sum over k of a[k * a_stride + m] rows[k], for m < count and `width` features, which whole register tiles fill.
+// `other` work is done in parts inside of the products.
+template <class P, class T, class Other>
+HEED_NOINLINE void write_product(const T* a, index a_stride, int count, const T* const* rows, index depth, index width, const T* factors,
+                                 T* const* to, Other& other) {
+    constexpr int M = tile_shape<P>::most_rows, N = tile_shape<P>::step;
+    for (index d = 0; d < width; d += N * P::lanes)
+        for (int i = 0; i < count; i += M) {
+            register_tile<M, N, P> tile;
+            tile.zero();
+            tile.multiply_by_rows_while(a + i, a_stride, depth, rows, d, other);
+            tile.scale(factors + i);
+            tile.store_rows(to + i, d);
+        }
+}
 
 }  // namespace heed::inline HEED_ISA
