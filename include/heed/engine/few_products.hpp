@@ -109,7 +109,7 @@ public:
     // Raw products of all keys before `end`, of `count`; a row of t.weights a key.
     void scores(int end, [[maybe_unused]] int count, row_prefetch& next) {
         if constexpr (Problem::mapped)
-            if (shared_) return shared_scores(end, count);
+            if (shared_) return shared_scores(end, count, next);
         if constexpr (!tile_type::wide_keys)
             if (*t_.keys_stored) {
                 if constexpr (has_byte_tiles<Problem>::keys)
@@ -258,14 +258,17 @@ private:
     row_prefetch keys_ahead(int number, const index* keys, int count, index steps) const {
         return ahead(p_.k, keys_[number].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
     }
-    row_prefetch values_ahead(int number, int count, index steps) const {
-        return ahead(p_.v, values_[number].head, t_.keys, count, p_.width(), steps, t_.next_value_rows, t_.next_value_factor);
+    row_prefetch values_ahead(int number, int first, int count, index steps) const {
+        return ahead(p_.v, values_[number].head, t_.keys + first, count, p_.width(), steps, t_.next_value_rows + first,
+                     t_.next_value_factor + first);
     }
-    void shared_scores(int end, int count) {
+    // While scores become weights memory would be idle: some of the values come then, of 64 keys 16.
+    void shared_scores(int end, int count, row_prefetch& while_weighing) {
+        const int later = count / 4;
         for (int i = 0; i < key_groups_; ++i) {
             const group& g = keys_[i];
             const index steps = rows_type::key_steps(g.count, tile_keys, p_.depth());
-            row_prefetch next = i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, count, steps);
+            row_prefetch next = i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, 0, count - later, steps);
             with_rows(p_.k, g.head, count, t_.stored_keys, t_.key_factor, t_.key_rows, t_.key_scratch,
                       [&](const auto* rows, const T* factor) {
                           of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
@@ -273,6 +276,7 @@ private:
                               for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
                       });
         }
+        while_weighing = values_ahead(0, count - later, later, tile_keys / 4);
         // The products of a row's first lanes fill a vector.
         const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes, first = std::max(count_, static_cast<int>(P::lanes));
         for (int k = 0; first < used && k < end; ++k) std::fill(t_.weights + k * lanes + first, t_.weights + k * lanes + used, T{0});
@@ -303,7 +307,7 @@ private:
             const bool neighbours = lane[g.count - 1] - lane[0] == g.count - 1 && g.count % 4 != 3;
             const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
             row_prefetch next =
-                i + 1 < value_groups_ ? values_ahead(i + 1, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
+                i + 1 < value_groups_ ? values_ahead(i + 1, 0, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
             with_rows(p_.v, g.head, count, t_.stored_values, t_.value_factor, t_.value_rows, t_.value_scratch,
                       [&](const auto* rows, const T* factor) {
                           rows_type into = of_values(g);

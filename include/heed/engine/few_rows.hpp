@@ -41,7 +41,8 @@ public:
     static index value_steps(int rows, index keys, index width) {
         index steps = 0;
         for_row_groups<P>(rows, [&](auto r, int at) {
-            if (at == 0) steps = keys / 4 * std::max<index>(1, width / (shape::vectors(decltype(r)::value) * P::lanes));
+            constexpr int R = decltype(r)::value;
+            if (at == 0) steps = (R == 1 ? keys / 4 : keys) * std::max<index>(1, width / (shape::vectors(R) * P::lanes));
         });
         return std::max<index>(1, steps);
     }

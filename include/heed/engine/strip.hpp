@@ -450,6 +450,7 @@ private:
         [[maybe_unused]] const P unit(static_cast<T>(plain ? p_.scale * Problem::accumulator_type::unit : p_.scale));
         for (int i = s.begin; i < end; i += rows) {
             T* weights = t_.weights + i * lanes + at;
+            if constexpr (Form == form::few && Problem::mapped) next_keys_->step();
             P x[rows][N];
             for (int r = 0; r < rows; ++r)
                 for (int j = 0; j < N; ++j) x[r][j] = P::load(weights + r * lanes + j * P::lanes);

@@ -331,9 +331,12 @@ HEED_NOINLINE void add_row_panel(const S* const* values, int count, index d, ind
     if (N == 1 && features < P::lanes)
         for (; k < count; ++k) tile.template step<false>(values[k] + d, features, weights + k * stride);
     for (; k + 4 <= count; k += 4) {
-        between.step();
+        if constexpr (R == 1) between.step();
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) tile.template step<true>(values[k + i] + d, features, weights + (k + i) * stride);
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (R > 1) between.step();
+            tile.template step<true>(values[k + i] + d, features, weights + (k + i) * stride);
+        }
     }
     for (; k < count; ++k) tile.template step<true>(values[k] + d, features, weights + k * stride);
     tile.store(out + d, pitch);
