@@ -64,16 +64,24 @@ public:
             const std::size_t staying = list_ending(tile_end);
             awaited_.clear();
             for (std::size_t r = staying; r < going_.size(); ++r) awaited_.push_back(rows.written(rows_[at(going_[r].place)].number));
+            bool goes_on = staying > 0;
             for (; next < order.size() && begin[at(order[next])] < tile_end; ++next) {
                 const std::int32_t i = order[next], place = free_.back();
                 free_.pop_back();
                 rows_[at(place)] = {i, begin[at(i)], end[at(i)], T{0}};
                 open(place, rows.query(i));
                 going_.push_back({place, end[at(i)]});
+                goes_on = goes_on || end[at(i)] > tile_end;
             }
-            // What begins in the next tile or ends in this one is far apart in memory; it comes while this one is multiplied.
+            // What begins in the next tile or ends in this one is far apart in memory; it comes, and the next tile, while this one is
+            // multiplied.
             for (std::size_t r = next; r < order.size() && begin[at(order[r])] < tile_end + tile_keys; ++r)
                 awaited_.push_back(rows.query(order[r]));
+            if (goes_on)
+                for (index j = tile_end; j < std::min(tile_end + tile_keys, k_.extent(2)); ++j) {
+                    awaited_.push_back(&k_(0, 0, j, 0));
+                    awaited_.push_back(&v_(0, 0, j, 0));
+                }
             std::size_t fetched = 0;
             for (std::size_t first = 0; first < going_.size(); first += group) {
                 const std::size_t until = awaited_.size() * (first + group) / going_.size();
