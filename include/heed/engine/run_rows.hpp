@@ -7,6 +7,7 @@
 #pragma once
 
 #include <heed/engine/segment.hpp>
+#include <heed/engine/workspace.hpp>
 #include <heed/kernel/gemm_tile.hpp>
 #include <heed/kernel/transpose.hpp>
 #include <heed/kernel/vexp.hpp>
@@ -36,10 +37,7 @@ public:
           unit_(unit),
           depth_(k.extent(3)),
           width_(padded(v.extent(3))),
-          pitch_(padded(depth_) + width_ + 2 * P::lanes),
-          keys_(at((depth_ + 1) * tile_pitch)),
-          values_(at(tile_keys * width_)),
-          weights_(at(group * tile_pitch)) {}
+          pitch_(padded(depth_) + width_ + 2 * P::lanes) {}
 
     // Row i is rows.query(i), a pointer, and sees keys [begin[i], end[i]). Where it sees any, rows.finish(i, o, total, reference) gets o,
     // the sum of 2^(score - reference) times values, and total, that of the powers; total is 0 where no score is above -infinity. It is
@@ -48,7 +46,12 @@ public:
     void attend(const std::vector<std::int32_t>& begin, const std::vector<std::int32_t>& end, Rows&& rows) {
         const std::vector<std::int32_t> order = by_begin(begin, end);
         const index places = most_at_once(begin, end) + 1;
-        memory_.assign(at(places * pitch_ + P::lanes), T{0});
+        arena sizes = take_tile(arena());
+        sizes.take<T>(places * pitch_);
+        const call_memory memory(own_memory{}, "", sizes.used());
+        arena from = take_tile(arena(memory.base()));
+        places_ = from.take<T>(places * pitch_);
+        std::fill_n(places_, pitch_, T{0});
         rows_.assign(at(places), {});
         free_.clear();
         for (index i = places - 1; i > 0; --i) free_.push_back(static_cast<std::int32_t>(i));
@@ -61,16 +64,24 @@ public:
             const std::size_t staying = list_ending(tile_end);
             awaited_.clear();
             for (std::size_t r = staying; r < going_.size(); ++r) awaited_.push_back(rows.written(rows_[at(going_[r].place)].number));
+            bool goes_on = staying > 0;
             for (; next < order.size() && begin[at(order[next])] < tile_end; ++next) {
                 const std::int32_t i = order[next], place = free_.back();
                 free_.pop_back();
                 rows_[at(place)] = {i, begin[at(i)], end[at(i)], T{0}};
                 open(place, rows.query(i));
                 going_.push_back({place, end[at(i)]});
+                goes_on = goes_on || end[at(i)] > tile_end;
             }
-            // What begins in the next tile or ends in this one is far apart in memory; it comes while this one is multiplied.
+            // What begins in the next tile or ends in this one is far apart in memory; it comes, and the next tile, while this one is
+            // multiplied.
             for (std::size_t r = next; r < order.size() && begin[at(order[r])] < tile_end + tile_keys; ++r)
                 awaited_.push_back(rows.query(order[r]));
+            if (goes_on)
+                for (index j = tile_end; j < std::min(tile_end + tile_keys, k_.extent(2)); ++j) {
+                    awaited_.push_back(&k_(0, 0, j, 0));
+                    awaited_.push_back(&v_(0, 0, j, 0));
+                }
             std::size_t fetched = 0;
             for (std::size_t first = 0; first < going_.size(); first += group) {
                 const std::size_t until = awaited_.size() * (first + group) / going_.size();
@@ -116,7 +127,13 @@ private:
         for (; d + P::lanes <= count; d += P::lanes) P::load(from + d).store(to + d);
         for (; d < count; ++d) to[d] = from[d];
     }
-    T* place(index i) { return memory_.data() + i * pitch_; }
+    arena take_tile(arena from) {
+        keys_ = from.take<T>(depth_ * tile_pitch);
+        values_ = from.take<T>(tile_keys * width_);
+        weights_ = from.take<T>(group * tile_pitch);
+        return from;
+    }
+    T* place(index i) { return places_ + i * pitch_; }
     T* out(index i) { return place(i) + padded(depth_); }
 
     // Rows that see a key.
@@ -154,8 +171,8 @@ private:
     void take_keys() {
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
         transpose_into(rows_apart<const T>{k_.data + k_.offset(0, 0, tile_, 0), k_.stride(2)}, count_, depth_,
-                       rows_apart<T>{keys_.data(), tile_pitch}, unit_);
-        for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_.data() + j * width_);
+                       rows_apart<T>{keys_, tile_pitch}, unit_);
+        for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_ + j * width_);
         finite_ = finiteness::unknown;
     }
     // Puts rows whose runs end in this tile last, by end, and returns the number of others.
@@ -225,7 +242,7 @@ private:
     }
     bool values_finite() {
         const T* rows[at(tile_keys)];
-        for (int j = 0; j < count_; ++j) rows[j] = values_.data() + j * width_;
+        for (int j = 0; j < count_; ++j) rows[j] = values_ + j * width_;
         return tile_finite<P>(finite_, rows, count_, v_.extent(3));
     }
     template <int N>
@@ -237,8 +254,8 @@ private:
             for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
                 for (int j = 0; j < N; ++j) tile.c[i][j] = P(g.start[r + i]);
-            tile.multiply_rows(g.query + r, depth_, keys_.data() + first * P::lanes, tile_pitch);
-            tile.store(weights_.data() + r * tile_pitch + first * P::lanes, tile_pitch);
+            tile.multiply_rows(g.query + r, depth_, keys_ + first * P::lanes, tile_pitch);
+            tile.store(weights_ + r * tile_pitch + first * P::lanes, tile_pitch);
         }
     }
     // Scores become weights.
@@ -246,7 +263,7 @@ private:
     HEED_NOINLINE void weigh(rows_of_product& g, int first, int vectors) {
         const P range(40), low(-40);
         for (int i = 0; i < group; ++i) {
-            T* x = weights_.data() + i * tile_pitch;
+            T* x = weights_ + i * tile_pitch;
             const std::uint64_t seen = lane_bits(g.end[i]) & ~lane_bits(g.begin[i]);
             T* tail = g.out[i] + width_;
             P top = P::load(tail + P::lanes);
@@ -290,7 +307,7 @@ private:
         const P factor = any(P::load(tail + P::lanes) > P(none)) ? scale_by_power(P(1), max(P(smallest_exponent<T>), -shift)) : P(1);
         for (index d = 0; d < width_ + P::lanes; d += P::lanes) (P::load(g.out[i] + d) * factor).store(g.out[i] + d);
         for (int v = first; v < first + vectors; ++v) {
-            T* x = weights_.data() + i * tile_pitch + v * P::lanes;
+            T* x = weights_ + i * tile_pitch + v * P::lanes;
             (P::load(x) - shift).store(x);
         }
         g.of[i]->start -= by[0];
@@ -307,8 +324,8 @@ private:
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P::load(g.out[r + i] + (first + j) * P::lanes);
-        tile.multiply_dense(weights_.data() + r * tile_pitch + begin, tile_pitch, end - begin,
-                            values_.data() + begin * width_ + first * P::lanes, width_);
+        tile.multiply_dense(weights_ + r * tile_pitch + begin, tile_pitch, end - begin,
+                            values_ + begin * width_ + first * P::lanes, width_);
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
@@ -320,7 +337,7 @@ private:
     index depth_, width_, pitch_, tile_ = 0;
     int count_ = 0;  // keys of the tile
     finiteness finite_ = finiteness::unknown;
-    std::vector<T> keys_, values_, weights_, memory_;
+    T *keys_ = nullptr, *values_ = nullptr, *weights_ = nullptr, *places_ = nullptr;  // of attend, on lines of the cache
     std::vector<const T*> awaited_;
     std::vector<row> rows_;
     std::vector<std::int32_t> free_;
