@@ -402,7 +402,7 @@ private:
             int next = visit(tile.next_keys);
             // The first rows come while the queries are transposed.
             row_prefetch first_keys, first_values;
-            if (prefetches_ && !at.shared && !again && *tile.awaited != task) ahead(at, next, 1, 1, tile, first_keys, first_values);
+            if (prefetches_ && !at.shared && !again && *tile.awaited != task) ahead(at, next, 0, 1, 1, tile, first_keys, first_values);
             first_keys.step();
             first_values.step();
             for (index i = 0; i < at.count; ++i) strips[i]->begin(at.rows, mask, at.number, visit.known(), again);
@@ -414,14 +414,15 @@ private:
                 auto* seen = visit.take(tile.keys, count);
                 next = visit(tile.next_keys);
                 row_prefetch next_keys, next_values;
+                const int late = late_values(at, count, tile);
                 *tile.next_count = prefetches_ ? next : -1;
                 known = prefetches_ && next > 0;
                 if (at.shared)
                     known = false;
                 else if (known)
-                    ahead(at, next, key_steps, value_steps, tile, next_keys, next_values);
+                    ahead(at, next, late, key_steps, value_steps, tile, next_keys, next_values);
                 else if (prefetches_ && task > 0 && !again)
-                    ahead_of_task(at, mask, task - 1, key_steps, value_steps, tile, kept, next_keys, next_values);
+                    ahead_of_task(at, mask, task - 1, late, key_steps, value_steps, tile, kept, next_keys, next_values);
                 for (index i = 0; i < at.count; ++i)
                     strips[i]->absorb(at.rows, at.number, count, mods, weight, next_keys, next_values, seen != nullptr ? seen + i : nullptr,
                                       visit.known(), next == 0 && w.parts == 1);
@@ -451,18 +452,30 @@ private:
         for (index i = 0; i < at.count; ++i) strips[i]->finish(at.rows);
     }
 
-    // Rows of the next tile, to be prefetched.
-    void ahead(const place& at, int count, index key_steps, index value_steps, const tile_memory<Problem>& tile, row_prefetch& keys,
-               row_prefetch& values) const {
+    // Of the `count` keys of a tile, those whose values are prefetched while the keys are multiplied, and not a tile ahead. With one strip
+    // both products then read the rows that the other one's prefetches have just brought: from memory one and eight heads a key head are
+    // 1.12 times as fast in int8, eight 1.06 in float and 1.01 in bfloat16 (Emerald Rapids, g++ 12.2).
+    static int late_values(const place& at, int count, const tile_memory<Problem>& tile) {
+        return !arranged::ordered && at.count == 1 && (tile_memory<Problem>::wide_values || *tile.values_stored) ? count : 0;
+    }
+    // Rows of the next tile, or of this one's `late` values, to be prefetched during the product with keys and during that with values.
+    void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,
+               row_prefetch& keys, row_prefetch& values) const {
         lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
         lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
-        keys = {tile.next_key_rows, count, p_.depth(), key_steps};
-        values = {tile.next_value_rows, count, p_.width(), value_steps};
+        if (late > 0) {
+            keys = {tile.stored_values, late, p_.width(), key_steps};
+            values = {tile.next_key_rows, count, p_.depth(), value_steps};
+        } else {
+            keys = {tile.next_key_rows, count, p_.depth(), key_steps};
+            values = {tile.next_value_rows, count, p_.width(), value_steps};
+        }
     }
 
     // Rows of the task that is likely to be next on this thread, and of its first tile.
-    void ahead_of_task(const place& now, const typename arranged::bound_mask& mask, index task, index key_steps, index value_steps,
-                       const tile_memory<Problem>& tile, patterns_type& kept, row_prefetch& keys, row_prefetch& values) const {
+    void ahead_of_task(const place& now, const typename arranged::bound_mask& mask, index task, int late, index key_steps,
+                       index value_steps, const tile_memory<Problem>& tile, patterns_type& kept, row_prefetch& keys,
+                       row_prefetch& values) const {
         *tile.awaited = task;
         const place at = place_of(task, tile.next_queries);
         *tile.next_listed = arranged::repeats && !joined_ && at.shape.offset() == 0 ? at.queries : 0;
@@ -488,7 +501,7 @@ private:
             const int same = kept.find(pattern_of(mask, share_of(task), at.block));
             count = visit_tiles(kept, -1, same, false, mask, at, tile.next_queries)(tile.next_keys);
         }
-        ahead(at, count, key_steps, value_steps, tile, keys, values);
+        ahead(at, count, late, key_steps, value_steps, tile, keys, values);
         if (lying) keys.and_then(tile.next_query_rows, at.queries, p_.depth(), key_steps);
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }

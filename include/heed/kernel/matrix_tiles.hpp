@@ -44,6 +44,8 @@ public:
             shape.row_bytes[i] = tile_row_bytes;
             shape.rows[i] = tile_rows;
         }
+        // The instruction names the first eight bytes of its operand alone, and g++ drops stores to the others.
+        asm volatile("" : : "r"(&shape) : "memory");
         _tile_loadconfig(&shape);
     }
     ~tile_scope() {
