@@ -196,9 +196,9 @@ private:
     }
     // Queries of a block that is the only one, or of an ordered mask's.
     index block_rows(const share& w) const { return arranged::ordered ? order_->most() * w.together : w.rows; }
-    auto order_of(const share& w) const {
+    decltype(auto) order_of(const share& w) const {
         if constexpr (arranged::ordered)
-            return *order_;
+            return (*order_);
         else
             return row_order{w.rows, static_cast<int>(w.strips * w.lanes)};
     }
