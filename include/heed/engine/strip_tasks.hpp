@@ -91,9 +91,9 @@ public:
     }
 
 private:
-    auto order_of(const sequence& rows) const {
+    decltype(auto) order_of(const sequence& rows) const {
         if constexpr (arranged::ordered)
-            return *order_;
+            return (*order_);
         else
             return arranged::order(p_.mask, rows.queries, tiles());
     }
