@@ -71,8 +71,9 @@ public:
         else
             return false;
     }
-    static constexpr index key_steps() { return tile_keys / 2; }
-    static constexpr index value_steps(index width) { return width / 4; }
+    // Half of those for keys are taken while weights are made.
+    static constexpr index key_steps() { return tile_keys; }
+    static constexpr index value_steps(index width) { return width / 2; }
 
     byte_products(typename Problem::T* digits, const byte_memory<Problem>& memory)
         : digits_(reinterpret_cast<std::int8_t*>(digits)), memory_(memory) {}

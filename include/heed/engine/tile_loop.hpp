@@ -454,9 +454,10 @@ private:
 
     // Of the `count` keys of a tile, those whose values are prefetched while the keys are multiplied, and not a tile ahead. With one strip
     // both products then read the rows that the other one's prefetches have just brought: from memory one and eight heads a key head are
-    // 1.12 times as fast in int8, eight 1.06 in float and 1.01 in bfloat16 (Emerald Rapids, g++ 12.2).
+    // 1.12 times as fast in int8, eight 1.06 in float and 1.01 in bfloat16 (Emerald Rapids, g++ 12.2). One float query gains nothing.
     static int late_values(const place& at, int count, const tile_memory<Problem>& tile) {
-        return !arranged::ordered && at.count == 1 && (tile_memory<Problem>::wide_values || *tile.values_stored) ? count : 0;
+        const bool lying = tile_memory<Problem>::wide_values ? at.queries > 1 : *tile.values_stored;
+        return !arranged::ordered && at.count == 1 && lying ? count : 0;
     }
     // Rows of the next tile, or of this one's `late` values, to be prefetched during the product with keys and during that with values.
     void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,

@@ -207,7 +207,7 @@ HEED_NOINLINE void add_byte_values(const std::int8_t* const* values, index width
         for (int r = half * 8; r < half * 8 + 8; ++r) {
             const auto at = [&](int key) { return reinterpret_cast<const __m128i*>(values[r + key] + f); };
             const auto both = [&](int key) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(key))); };
-            if (r % 2 == 0) between.step_rows();
+            between.step_rows();
             if (two) {
                 const __m512i a = _mm512_inserti64x4(_mm512_castsi256_si512(both(0)), both(16), 1),
                               b = _mm512_inserti64x4(_mm512_castsi256_si512(both(32)), both(48), 1);
