@@ -32,12 +32,7 @@ public:
 
     // Rows of one head; `unit`: what a product becomes a score in powers of two by.
     run_rows(const view<const T, 4>& k, const view<const T, 4>& v, T unit)
-        : k_(k),
-          v_(v),
-          unit_(unit),
-          depth_(k.extent(3)),
-          width_(padded(v.extent(3))),
-          pitch_(padded(depth_) + width_ + 2 * P::lanes) {}
+        : k_(k), v_(v), unit_(unit), depth_(k.extent(3)), width_(padded(v.extent(3))), pitch_(padded(depth_) + width_ + 2 * P::lanes) {}
 
     // Row i is rows.query(i), a pointer, and sees keys [begin[i], end[i]). Where it sees any, rows.finish(i, o, total, reference) gets o,
     // the sum of 2^(score - reference) times values, and total, that of the powers; total is 0 where no score is above -infinity. It is
@@ -324,8 +319,8 @@ private:
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P::load(g.out[r + i] + (first + j) * P::lanes);
-        tile.multiply_dense(weights_ + r * tile_pitch + begin, tile_pitch, end - begin,
-                            values_ + begin * width_ + first * P::lanes, width_);
+        tile.multiply_dense(weights_ + r * tile_pitch + begin, tile_pitch, end - begin, values_ + begin * width_ + first * P::lanes,
+                            width_);
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
