@@ -41,7 +41,7 @@ public:
                                   row_prefetch& next) const {
         const auto add = [&](auto queries, int first, std::uint64_t keys) {
             if (keys != 0)
-                add_chosen_rows<decltype(queries)::value, P>(values, keys, width, weights + first, lanes, out + first * width, width, next);
+                add_chosen_rows<decltype(queries)::value, lanes, P>(values, keys, width, weights + first, out + first * width, width, next);
         };
         for (int q = 0; !one_by_one && q < count; q += value_group)
             add(std::integral_constant<int, value_group>{}, q, groups_[q / value_group]);

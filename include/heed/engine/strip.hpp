@@ -331,7 +331,8 @@ private:
     int cut_tile(int count, segment_list& segments) {
         const coverage seen = classify(count);
         if (seen == coverage::empty) return 0;
-        return cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments);
+        return cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments,
+                      grouped_ ? finest_segment : segment_keys);
     }
     coverage classify(int count) {
         coverage all = arranged::classify(*looks_[0], t_.keys, count);

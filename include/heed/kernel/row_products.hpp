@@ -358,31 +358,30 @@ void add_rows(const S* const* values, int count, index width, const typename P::
     }
 }
 
-// out[r][d] += sum over the keys k whose bit is set of weights[k * stride + r] values[k][d], for R queries and N vectors from feature d on.
-template <int R, int N, class P, class Between>
+// out[r][d] += sum over the keys k whose bit is set of weights[k * Stride + r] values[k][d], for R queries and N vectors from feature d on.
+template <int R, int N, index Stride, class P, class Between>
 HEED_NOINLINE void add_chosen_panel(const typename P::value_type* const* values, std::uint64_t keys, index d,
-                                    const typename P::value_type* weights, index stride, typename P::value_type* out, index pitch,
-                                    Between& between) {
-    between.step();
+                                    const typename P::value_type* weights, typename P::value_type* out, index pitch, Between& between) {
+    between.step_rows();
     output_tile<R, N, P> tile;
     tile.load(out + d, pitch);
     for (; keys != 0; keys &= keys - 1) {
         const index k = std::countr_zero(keys);
-        tile.template step<true>(values[k] + d, N * P::lanes, weights + k * stride);
+        tile.template step<true>(values[k] + d, N * P::lanes, weights + k * Stride);
     }
     tile.store(out + d, pitch);
 }
 // The same for all `width` features, a multiple of the lanes.
-template <int R, class P, class Between>
+template <int R, index Stride, class P, class Between>
 void add_chosen_rows(const typename P::value_type* const* values, std::uint64_t keys, index width, const typename P::value_type* weights,
-                     index stride, typename P::value_type* out, index pitch, Between& between) {
+                     typename P::value_type* out, index pitch, Between& between) {
     constexpr int N = row_shape<P>::vectors(R) < 4 ? row_shape<P>::vectors(R) : 4, W = P::lanes;
     index d = 0;
-    for (; d + N * W <= width; d += N * W) add_chosen_panel<R, N, P>(values, keys, d, weights, stride, out, pitch, between);
+    for (; d + N * W <= width; d += N * W) add_chosen_panel<R, N, Stride, P>(values, keys, d, weights, out, pitch, between);
     if constexpr (N > 2)
-        for (; d + 2 * W <= width; d += 2 * W) add_chosen_panel<R, 2, P>(values, keys, d, weights, stride, out, pitch, between);
+        for (; d + 2 * W <= width; d += 2 * W) add_chosen_panel<R, 2, Stride, P>(values, keys, d, weights, out, pitch, between);
     if constexpr (N > 1)
-        for (; d < width; d += W) add_chosen_panel<R, 1, P>(values, keys, d, weights, stride, out, pitch, between);
+        for (; d < width; d += W) add_chosen_panel<R, 1, Stride, P>(values, keys, d, weights, out, pitch, between);
 }
 
 }  // namespace heed::inline HEED_ISA
