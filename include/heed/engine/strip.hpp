@@ -271,10 +271,7 @@ public:
         const index width = p_.width();
         if (in_rows_) {
             for (int i = 0; i < count_; ++i)
-                if (few_ || grouped_)
-                    rows_.write(i, normaliser[i], t_.written[i]);
-                else
-                    pairs_.write(i, normaliser[i], t_.written[i]);
+                few_ || grouped_ ? rows_.write(i, normaliser[i], t_.written[i]) : pairs_.write(i, normaliser[i], t_.written[i]);
             return narrow(seq);
         }
         if (width > 0) transpose_into(rows_apart<const T>{out_, lanes}, width, count_, rows_at<T>{t_.written}, factors_at<T>{normaliser});
@@ -331,8 +328,9 @@ private:
     int cut_tile(int count, segment_list& segments) {
         const coverage seen = classify(count);
         if (seen == coverage::empty) return 0;
-        return cut<P>(seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments,
-                      grouped_ ? finest_segment : segment_keys);
+        return cut<P>(
+            seen, count_, count, [&](std::uint64_t* bits) { ask_bits(count, bits); }, t_.bits, segments,
+            grouped_ ? finest_segment : segment_keys);
     }
     coverage classify(int count) {
         coverage all = arranged::classify(*looks_[0], t_.keys, count);
@@ -396,10 +394,7 @@ private:
                         if (!alike_) return weigh(std::integral_constant<form, form::several_heads>{});
                     weigh(std::integral_constant<form, form::one_head>{});
                 };
-                if (s.masked)
-                    go(std::true_type{});
-                else
-                    go(std::false_type{});
+                s.masked ? go(std::true_type{}) : go(std::false_type{});
             });
     }
 
@@ -459,10 +454,8 @@ private:
                 if (!rows_.shared() && *t_.keys_stored)
                     for (int r = 0; r < rows; ++r) x[r][0] = x[r][0] * P(t_.key_factor[i + r]);
             // Rows come evenly: with those of a tile all between its products of bytes, decoding from memory had 0.93 of the speed.
-            if constexpr (Form == form::few && has_byte_tiles<Problem>::any) {
-                next_keys_->step_rows();
-                next_keys_->step_rows();
-            }
+            if constexpr (Form == form::few && has_byte_tiles<Problem>::any)
+                for (int twice = 0; twice < 2; ++twice) next_keys_->step_rows();
             if constexpr (Paired) {
                 next_keys_->step();
                 next_values_->step();
