@@ -253,7 +253,9 @@ private:
             source.stored_rows(batch_, head, key_begin_ + keys[0], count, rows, factor);
         else
             source.rows(batch_, head, key_begin_ + keys[0], count, nullptr, rows);
-        return {rows, count, features, steps};
+        const row_prefetch next(rows, count, features, steps);
+        next.begin_pages();
+        return next;
     }
     row_prefetch keys_ahead(int number, const index* keys, int count, index steps) const {
         return ahead(p_.k, keys_[number].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
