@@ -2,6 +2,8 @@
 #include "support/backward_packs.hpp"
 #include "support/catch.hpp"
 
+#include <heed/mask/windows.hpp>
+
 using namespace heed_test;
 using heed::with_gradient;
 
@@ -306,11 +308,17 @@ TEST_CASE("backward calls without rows, keys or features have defined results") 
     CHECK(zero(result_of({0, 2, 4, 8}, 2, 9, 5, d_scale, d_logits).k, 0));
     CHECK(d_scale == 0);
     CHECK(zero(result_of({1, 0, 4, 8}, 2, 9, 5, d_scale, d_logits).k, 2 * 9 * 8));
+    // Nor where each key is visited for one block alone, by which it would be set.
+    random_source r(8);
+    const heed::windows<2> blocks{.grid = {16, 16}, .window = {8, 8}};
+    const auto no_head = inputs(r, {1, 0, 256, 8}, 2, 256, 5).back(blocks);
+    CHECK(zero(no_head.k, 2 * 256 * 8));
+    CHECK(zero(no_head.v, 2 * 256 * 5));
     // No key: the sink has all the weight, and its gradient is that of lse.
     const auto no_key = result_of({1, 2, 4, 8}, 1, 0, 5, d_scale, d_logits);
     CHECK(zero(no_key.q, 64));
     CHECK(d_scale == 0);
-    random_source r(8);
+    r = random_source(8);
     const inputs in(r, {1, 2, 4, 8}, 1, 0, 5);
     for (heed::index h = 0; h < 2; ++h) {
         float sum = 0;
@@ -323,6 +331,12 @@ TEST_CASE("backward calls without rows, keys or features have defined results") 
     const auto narrow = result_of({1, 2, 4, 8}, 1, 9, 0, d_scale, d_logits);
     CHECK(d_scale != 0);
     for (const float x : elements(narrow.q.view)) CHECK(std::isfinite(x));
+    // As many values as are prefetched inside of products beside products of nothing, and the reverse.
+    for (const auto& [depth, width] : {std::pair<heed::index, heed::index>{0, 256}, {256, 0}}) {
+        const auto wide = inputs(r, {1, 2, 256, depth}, 2, 256, width).back(blocks);
+        for (const auto* t : {&wide.q, &wide.k, &wide.v})
+            for (const float x : elements(t->view)) CHECK(std::isfinite(x));
+    }
     // A ragged batch of no sequence.
     const heed::view<const float, 4> nothing{nullptr, {1, 2, 0, 8}, {0, 0, 0, 1}};
     const heed::view<float, 4> nowhere{nullptr, {1, 2, 0, 8}, {0, 0, 0, 1}};

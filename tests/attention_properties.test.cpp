@@ -209,6 +209,21 @@ TEST_CASE("segments are one call for each sequence") {
     CHECK(together.out.view(0, 2, 40, 7) == 0);
 }
 
+TEST_CASE("keys without features have equal weights") {
+    random_source r(7);
+    for (const heed::index queries : {1, 3, 32, 100}) {
+        const inputs in(r, {1, 2, queries, 0}, 2, 2048, 64);
+        const auto means = in.attend();
+        for (heed::index h = 0; h < 2; ++h)
+            for (heed::index d = 0; d < 64; d += 21) {
+                double sum = 0;
+                for (heed::index k = 0; k < 2048; ++k) sum += static_cast<double>(in.v.view(0, h, k, d));
+                CHECK(static_cast<double>(means.out.view(0, h, queries - 1, d)) == Approx(sum / 2048).margin(1e-6));
+                CHECK(means.lse(0, h, queries - 1) == Approx(std::log(2048.)));
+            }
+    }
+}
+
 TEST_CASE("a row without a visible key is 0 with lse -inf") {
     random_source r(8);
     const inputs in(r);

@@ -87,6 +87,7 @@ public:
         if (grouped_) return group_keys<P>::steps(count_, p_.width());
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
+        if constexpr (arranged::repeats) return std::max<index>(1, p_.width() * count_ / (shape::most_rows * lanes));
         return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
     }
 

@@ -414,7 +414,8 @@ private:
                 auto* seen = visit.take(tile.keys, count);
                 next = visit(tile.next_keys);
                 row_prefetch next_keys, next_values;
-                const int late = late_values(at, count, tile);
+                const int late = prefetches_ ? late_values(at, count, tile) : 0;
+                if (late > 0) next_keys = {tile.stored_values, late, p_.width(), key_steps};
                 *tile.next_count = prefetches_ ? next : -1;
                 known = prefetches_ && next > 0;
                 if (at.shared)
@@ -456,16 +457,16 @@ private:
     // both products then read the rows that the other one's prefetches have just brought: from memory one and eight heads a key head are
     // 1.12 times as fast in int8, eight 1.06 in float and 1.01 in bfloat16 (Emerald Rapids, g++ 12.2). One float query gains nothing.
     static int late_values(const place& at, int count, const tile_memory<Problem>& tile) {
-        const bool lying = tile_memory<Problem>::wide_values ? at.queries > 1 : *tile.values_stored;
-        return !arranged::ordered && at.count == 1 && lying ? count : 0;
+        if (arranged::ordered || at.shared || at.count != 1) return 0;
+        return (tile_memory<Problem>::wide_values ? at.queries > 1 : *tile.values_stored) ? count : 0;
     }
-    // Rows of the next tile, or of this one's `late` values, to be prefetched during the product with keys and during that with values.
+    // Rows of the next tile: keys during the product with keys, values during that with values. Where the former is taken by this tile's
+    // `late` values, the next keys come during the latter.
     void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,
                row_prefetch& keys, row_prefetch& values) const {
         lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
         lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         if (late > 0) {
-            keys = {tile.stored_values, late, p_.width(), key_steps};
             values = {tile.next_key_rows, count, p_.depth(), value_steps};
         } else {
             keys = {tile.next_key_rows, count, p_.depth(), key_steps};

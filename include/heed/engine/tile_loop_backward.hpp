@@ -255,7 +255,8 @@ private:
             }
         // Rows that one block alone adds to are not set to 0 before.
         bool alone = false;
-        if constexpr (arranged::repeats && requires { order_->disjoint(); }) alone = parts_ == 1 && !Problem::mapped && order_->disjoint();
+        if constexpr (arranged::repeats && requires { order_->disjoint(); })
+            alone = all > 0 && parts_ == 1 && !Problem::mapped && order_->disjoint();
         if (alone) cleared = key_end;
         patterns_type kept_patterns(patterns_of(worker), bands_ * band_type::strips);
         for (index b = 0; b < bands_; ++b) bands[b].make([&] { return band_type(p_, band_type::take_band(kept, p_), tile); });

@@ -232,7 +232,7 @@ void scale_lanes(T* rows, index count, index lanes, const T* factors) {
 template <class P, class T, class Other>
 HEED_NOINLINE void write_product(const T* a, index a_stride, int count, const T* const* rows, index depth, index width, const T* factors,
                                  T* const* to, Other& other) {
-    constexpr int M = tile_shape<P>::most_rows, N = tile_shape<P>::step;
+    constexpr int N = tile_shape<P>::step, M = tile_shape<P>::rows(N);
     for (index d = 0; d < width; d += N * P::lanes)
         for (int i = 0; i < count; i += M) {
             register_tile<M, N, P> tile;

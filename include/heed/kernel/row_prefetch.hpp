@@ -37,7 +37,8 @@ public:
     // Whether a step is better cut into `parts` calls of part: a burst of 32 lines made windows of 8 x 8 15 % slower; with 20, the last
     // tile of a dense block lost as much by a product's second loop as it gained.
     bool crowded() const { return lines_per_step_ > 24; }
-    int share(int parts) const { return (lines_per_step_ + parts - 1) / parts; }
+    // Parts are 0 where a product has no features.
+    int share(int parts) const { return (lines_per_step_ + parts - 1) / std::max(1, parts); }
     template <int Cache = 2>
     HEED_INLINE void step() {
         part<Cache>(lines_per_step_);
