@@ -107,10 +107,14 @@ TEST_CASE("a step of decoding is the row of the prefill") {
                v = normal_tensor<float>(r, {1, 2, tokens, 32});
     const std::vector<float> slopes{0.5f, 0.25f, 0.125f, 0.3f, 0.1f, 0, 1, 2};
     answer<float> prefill({1, 8, tokens, 32}), step({1, 8, 1, 32});
+    answer<double> truth({1, 8, tokens, 32});
     heed::attention(q.view, k.view, v.view, prefill.result(), heed::causal, heed::alibi{slopes});
+    heed::reference::attention(widened(q.view).view, widened(k.view).view, widened(v.view).view, truth.result(), heed::causal,
+                               heed::alibi{slopes});
+    CHECK(distance(elements(prefill.out.view), elements(truth.out.view)) < 2e-6);
     for (heed::index t = 0; t < tokens; ++t) {
-        const auto up_to = [&](const heed::view<float, 4>& x, heed::index first, heed::index end) {
-            heed::view<const float, 4> part = x;
+        const auto up_to = [&]<class T>(const heed::view<T, 4>& x, heed::index first, heed::index end) {
+            heed::view<const T, 4> part = x;
             part.data += first * x.stride(2);
             part.shape[2] = end - first;
             return part;
@@ -118,7 +122,7 @@ TEST_CASE("a step of decoding is the row of the prefill") {
         heed::attention(up_to(q.view, t, t + 1), up_to(k.view, 0, t + 1), up_to(v.view, 0, t + 1), step.result(), heed::causal,
                         heed::alibi{slopes});
         INFO("token " << t);
-        CHECK(distance(elements(step.out.view), elements(up_to(prefill.out.view, t, t + 1))) < 2e-6);
+        CHECK(distance(elements(step.out.view), elements(up_to(truth.out.view, t, t + 1))) < 2e-6);
     }
 }
 
