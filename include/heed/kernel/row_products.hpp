@@ -39,7 +39,8 @@ struct row_shape {
 template <class P, class F>
 HEED_INLINE void for_row_groups(int rows, F&& f) {
     constexpr int most = row_shape<P>::group;
-    for (int at = 0; at < rows;) {
+    int at = 0;
+    while (at < rows) {
         const int left = rows - at;
         const auto take = [&](auto r) {
             f(r, at);

@@ -58,7 +58,8 @@ void update_rows(T* const* into, int count, index width, const T* weights, index
 template <class P, class T = typename P::value_type>
 void update_rows(T* const* into, int count, index width, const T* weights, index stride, const T* rows, index pitch, int number) {
     constexpr int most = row_shape<P>::group;
-    for (int at = 0; at < number;) {
+    int at = 0;
+    while (at < number) {
         const auto take = [&](auto r) {
             update_rows<decltype(r)::value, P>(into, count, width, weights + at, stride, rows + at * pitch, pitch);
             at += decltype(r)::value;
