@@ -68,7 +68,7 @@ TEST_CASE("gathered or masked, selected keys give the reference's results and gr
     for (heed::index call = 0; call < 40; ++call) {
         heed_test::random_source r(7200 + static_cast<std::uint64_t>(call));
         const heed::index group = r.one_of<heed::index>({1, 1, 2, 4}), key_heads = r.between(1, 2), heads = group * key_heads;
-        const heed::index queries = r.one_of<heed::index>({1, 2, 9, 33, 70, 150}), length = queries + r.one_of<heed::index>({0, 3, 100});
+        const heed::index queries = r.one_of<heed::index>({1, 2, 9, 33, 70, 150, 330}), length = queries + r.one_of<heed::index>({0, 3, 100});
         const heed::index depth = r.one_of<heed::index>({4, 8, 19}), width = r.one_of<heed::index>({3, 8, 16});
         const heed::extents e{r.between(1, 2), heads, key_heads, queries, length};
         const selection picks = draw_picks(r, e, r.chance(50) ? 1 : e.batch, r.one_of<heed::index>({1, key_heads, heads}),
@@ -123,6 +123,16 @@ TEST_CASE("gathered or masked, selected keys give the reference's results and gr
             CHECK(heed_test::distance(heed_test::elements(d.k.view), heed_test::elements(d_exact.k.view)) < 1e-11);
             CHECK(heed_test::distance(heed_test::elements(d.v.view), heed_test::elements(d_exact.v.view)) < 1e-11);
         }
+    }
+}
+
+// Bands of three strips of 24 make blocks of 288 rows.
+TEST_CASE("a block has no more rows than a cursor, whatever block an engine wants") {
+    heed_test::random_source r(75);
+    const selection picks = draw_picks(r, {1, 1, 1, 1000, 20}, 1, 1, 3, 0);
+    for (const int block : {1, 288, selected::most_rows, selected::most_rows + 1, 4096}) {
+        const auto most = selected{&picks, gather::never}.order({24, 8, block}).most();
+        CHECK(most == std::min(block, selected::most_rows));
     }
 }
 

@@ -76,7 +76,7 @@ struct selected {
     const selection* picks;  // a batch of 1 broadcasts; heads may be those of groups of query heads, or 1
     gather gathered = gather::where_faster;
 
-    static constexpr int most_rows = 256;  // of a block
+    static constexpr int most_rows = 320;  // of a block: more than engines have, and never exceeded
 
     // The keys of some rows, ascending: those of 64 neighbours at a time.
     class cursor {
@@ -255,7 +255,7 @@ struct selected {
         index longest = t.by_shape ? picks->length : 0;
         for (std::size_t r = 1; r < picks->row_begin.size(); ++r)
             longest = std::max(longest, picks->row_begin[r] - picks->row_begin[r - 1]);
-        return {{picks->queries, alone(t) ? 1 : t.block}, longest};
+        return {{picks->queries, alone(t) ? 1 : std::min(t.block, most_rows)}, longest};
     }
     void check(const char* door, const extents& e) const {
         require(picks != nullptr, door, "selected must not be null");
