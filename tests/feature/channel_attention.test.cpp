@@ -15,10 +15,12 @@ template <class T, class Arch>
 std::string compare_drawn(random_source& r, gate_records& records, heed::index most, heed::index wide, heed::index most_tokens = 7) {
     heed::channel_attention<T> gate{.groups = r.between(1, 3)};
     heed::index width = r.between(1, most);
-    if (r.chance(1)) gate.groups = 1, width = wide;
+    // Any number of register tiles, high ones and what is left behind them.
+    if (r.chance(1)) gate.groups = 1, width = wide / r.between(1, 8) / 4 * 4 + r.between(0, 1) * 4;
+    if (width == 0) width = wide;
     const heed::index channels = gate.groups * width;
     if (r.chance(30)) gate.scale = r.one_of<double>({0.1, -0.3, 1});
-    if (r.chance(30)) gate.roles = {0, 1, 2};
+    if (r.chance(30)) gate.roles = r.chance(50) ? std::array{0, 1, 2} : std::array{0, 2, 1};
     strided<T, 3> x(r, {r.between(1, 2), r.between(1, most_tokens), 3 * channels}, true);
     x.fill([&] { return r.normal(); });
     return compare_gate<Arch>(r, records, x, with_nothing(gate), true);

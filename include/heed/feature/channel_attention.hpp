@@ -134,36 +134,45 @@ public:
             for (index g = 0; g < gate_.groups; ++g) std::fill_n(gram(memory, batch, g, part), grams() * shape_.size(), T{0});
         for (index n = part * part_tokens; n < end; n += shape_.tokens) {
             const index count = std::min(shape_.tokens, end - n), next = n + count;
-            block_ahead ahead(*this, stage, batch, next, std::min(shape_.tokens, end - next));
+            auto ahead = block_ahead(stage, batch, next, std::min(shape_.tokens, end - next));
             for (index g = 0; g < gate_.groups; ++g) {
                 if (stage == 0)
-                    multiply(batch, g, part, n, count, ahead.rows, memory);
+                    multiply(batch, g, part, n, count, ahead, memory);
                 else
-                    mix(batch, g, n, count, ahead.rows, memory);
+                    mix(batch, g, n, count, ahead, memory);
             }
         }
     }
     static void finish(double*) {}
 
 private:
-    static constexpr index part_tokens = 64 * channel_shape<P>::tokens;
+    static constexpr index part_tokens = 1536;
+    static_assert(part_tokens % channel_shape<P>::tokens == 0);
     // The rows of the next block, token by token: all that a stage reads of them, all groups.
-    struct block_ahead {
-        const T* at[4 * channel_shape<P>::tokens];
-        rows_ahead<T> rows;
-        block_ahead(const channel_work& work, int stage, index batch, index n, index count) {
-            int found = 0;
-            const index width = work.gate_.groups * work.shape_.channels;
-            for (const index end = n + count; n < end; ++n) {
-                const auto third = [&](int role) { at[found++] = &work.x_(batch, n, work.column(role, 0)); };
-                const bool all = work.backward();
-                if (all || stage == 0) third(0), third(1);
-                if (all) at[found++] = &work.d_out_(batch, n, 0);
-                if (stage == 0 ? all : !all) third(2);
-            }
-            rows = {at, found, width};
+    rows_ahead<T> block_ahead(int stage, index batch, index n, index count) const {
+        rows_ahead<T> ahead;
+        if (count == 0) return ahead;
+        const index width = gate_.groups * shape_.channels;
+        const auto thirds = [&](index first, index number) {
+            ahead.now = {&x_(batch, n, first * width), x_.stride(1), number * width, count};
+        };
+        if (backward()) {
+            thirds(0, 3);
+            ahead.later = {&d_out_(batch, n, 0), d_out_.stride(1), width, count};
+            return ahead;
         }
-    };
+        const auto& role = gate_.roles;
+        if (stage != 0) {
+            thirds(role[2], 1);
+        } else if (role[2] != 1) {
+            thirds(std::min(role[0], role[1]), 2);
+        } else {
+            thirds(0, 1);
+            ahead.later = ahead.now;
+            ahead.later.row += 2 * width;
+        }
+        return ahead;
+    }
     bool backward() const { return dx_.data != nullptr; }
     index parts() const { return (x_.extent(1) + part_tokens - 1) / part_tokens; }
     index grams() const { return backward() ? 2 : 1; }

@@ -1,8 +1,8 @@
 // The loops of subspace_gate over maps of height x width places: the score of a channel, softmax over a map, the product, and moments.
 //
-// relu(slope x + start) rises or falls with x, so its 3x3 maximum is that of the largest or the smallest x: a channel is copied once, with
-// a border that repeats its edge, and adds to the scores with four comparisons and two multiply-adds a vector. Loops of the backward are
-// plain.
+// relu(slope x + start) rises or falls with x, so its 3x3 maximum is that of the largest or the smallest x: a channel adds to the scores
+// with four comparisons and two multiply-adds a vector, read in place but for the ends of its rows, which are copied once, with their edge
+// repeated. Loops of the backward are plain.
 #pragma once
 
 #include <heed/kernel/vexp.hpp>
@@ -41,30 +41,38 @@ public:
     index height, width, lanes;
 
     index places() const { return height * width; }
-    // Copies of maps have rows of whole vectors, and room on each side.
+    // Copies of the ends of rows stand in rows of whole vectors, with room on each side.
     static constexpr index border = 16;
     index pitch() const { return (width + lanes - 1) / lanes * lanes; }
-    index plane() const { return (height + 2) * (pitch() + 2 * border); }
+    index plane() const { return height * (pitch() + 2 * border); }
     index wide() const { return height * pitch(); }
     index scratch() const { return plane() + wide(); }
 
     // score += weight * max over 3x3 of relu(slope x + start); rows of `score` have pitch() elements, those past the width mean nothing.
     template <class P, class T>
     void add_pooled(const map_rows<const T>& x, T slope, T start, T weight, T* copy, T* score) const {
-        const index step = pitch() + 2 * border;
-        T* inside = copy + step + border;
+        const index step = pitch() + 2 * border, last = pitch() - P::lanes;
+        T* inside = copy + border;
         for (index r = 0; r < height; ++r) {
+            const T* from = x[r];
             T* row = inside + r * step;
-            std::copy_n(x[r], width, row);
-            row[-1] = row[0];
-            std::fill(row + width, row + pitch() + 1, row[width - 1]);
+            if (last > 0) {
+                P::load(from).store(row);
+                row[P::lanes] = from[P::lanes];
+                row[last - 1] = from[last - 1];
+            }
+            if (width == pitch())
+                P::load(from + last).store(row + last);
+            else
+                std::fill(std::copy_n(from + last, width - last, row + last), row + pitch(), from[width - 1]);
+            row[-1] = from[0];
+            row[pitch()] = from[width - 1];
         }
-        std::copy_n(inside - 1, pitch() + 2, inside - step - 1);
-        std::copy_n(inside + (height - 1) * step - 1, pitch() + 2, inside + height * step - 1);
+        const map_rows<const T> ends{inside, step};
         if (slope >= 0)
-            add_extremes<P>([](const P& a, const P& b) { return max(a, b); }, inside, step, slope, start, weight, score);
+            add_extremes<P>([](const P& a, const P& b) { return max(a, b); }, x, ends, slope, start, weight, score);
         else
-            add_extremes<P>([](const P& a, const P& b) { return min(a, b); }, inside, step, slope, start, weight, score);
+            add_extremes<P>([](const P& a, const P& b) { return min(a, b); }, x, ends, slope, start, weight, score);
     }
     template <class T>
     void narrow(const T* wide_rows, T* score) const {
@@ -197,29 +205,35 @@ private:
         std::copy_n(part, count, to);
     }
 
-    // A NaN that a comparison drops comes back through `poison`.
+    // A NaN stays at its place, as both extremes return the second of two of which one is no number.
     template <class P, class Extreme, class T>
-    HEED_NOINLINE void add_extremes(const Extreme& extreme, const T* x, index step, T slope, T start, T weight, T* score) const {
-        P poison(0);
-        for (index q = 0; q < pitch(); q += P::lanes) {
-            const auto across = [&](index r) {
-                const T* row = x + r * step + q;
-                const P centre = P::load(row);
-                poison = select(centre == centre, poison, centre);
-                return extreme(extreme(P::load(row - 1), P::load(row + 1)), centre);
+    HEED_NOINLINE void add_extremes(const Extreme& extreme, const map_rows<const T>& x, const map_rows<const T>& ends, T slope, T start,
+                                    T weight, T* score) const {
+        const index apart = pitch(), last = apart - P::lanes, rows = height;
+        for (index q = 0; q <= last; q += P::lanes) {
+            const map_rows<const T>& from = q == 0 || q == last ? ends : x;
+            const index stride = from.stride;
+            const T* row = from.first + q;
+            T* to = score + q;
+            const auto across = [&] {
+                const P found = extreme(extreme(P::load(row - 1), P::load(row + 1)), P::load(row));
+                row += stride;
+                return found;
             };
-            P above = across(-1), here = across(0);
-            for (index r = 0; r < height; ++r) {
-                const P below = across(r + 1), pooled = extreme(extreme(above, below), here);
-                const P y = max(P(0), fma(pooled, P(slope), P(start)));
-                T* to = score + r * pitch() + q;
+            const auto add = [&](const P& above, const P& here, const P& below) {
+                const P y = max(P(0), fma(extreme(extreme(above, below), here), P(slope), P(start)));
                 fma(y, P(weight), P::load(to)).store(to);
+                to += apart;
+            };
+            P here = across(), above = here;
+            for (index r = 1; r < rows; ++r) {
+                const P below = across();
+                add(above, here, below);
                 above = here;
                 here = below;
             }
+            add(above, here, here);
         }
-        const T dropped = sum(poison);
-        if (std::isnan(dropped)) *score = dropped;
     }
 };
 

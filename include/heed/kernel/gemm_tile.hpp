@@ -136,8 +136,25 @@ struct register_tile {
         const T* a[M];
 #pragma GCC unroll 8
         for (int i = 0; i < M; ++i) a[i] = dense + i * a_stride;
-        steps_between(depth, other, [&](index k) {
-            step([&](int i) { return a[i][k]; }, b);
+        const int share = other.share(static_cast<int>((depth + at_once - 1) / at_once));
+        // Rows that move and a depth that falls: g++ 12 keeps 6 x 2 accumulators of a loop with an index in memory.
+        for (; depth >= at_once; depth -= at_once) {
+            other.part(share);
+#pragma GCC unroll 8
+            for (index k = 0; k < at_once; ++k) step([&](int i) { return a[i][k]; }, b + k * stride);
+#pragma GCC unroll 8
+            for (int i = 0; i < M; ++i) a[i] += at_once;
+            b += at_once * stride;
+        }
+        if (depth > 0) other.part(share);
+        for (index k = 0; k < depth; ++k, b += stride) step([&](int i) { return a[i][k]; }, b);
+    }
+    // A(m, k) = a[k * a_stride + m].
+    template <class Other>
+    HEED_INLINE void multiply_turned_while(const T* a, index a_stride, index depth, const T* b, index stride, Other& other) {
+        steps_between(depth, other, [&](index) {
+            step([&](int i) { return a[i]; }, b);
+            a += a_stride;
             b += stride;
         });
     }
@@ -177,9 +194,9 @@ struct register_tile {
     }
 
 private:
+    static constexpr index at_once = 8;  // steps between two parts of other work
     template <class Other, class Step>
     HEED_INLINE static void steps_between(index depth, Other& other, Step&& one) {
-        constexpr index at_once = 8;
         const int share = other.share(static_cast<int>((depth + at_once - 1) / at_once));
         index k = 0;
         for (; k + at_once <= depth; k += at_once) {
