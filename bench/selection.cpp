@@ -378,7 +378,8 @@ void draw_row(heed::selection& picks, index count, std::mt19937& random) {
 }
 
 // One query in each of some layers with the keys, or blocks of keys, that an earlier layer chose: how much faster than with all keys,
-// per ratio of their numbers, which is what HyLRA counts. The note has as many neighbouring keys too, whose rows the processor foresees.
+// per ratio of their numbers, which is what HyLRA counts. The note has as many neighbouring keys too, whose rows the processor
+// foresees, and what reading the chosen rows takes where nothing is computed.
 figure reuse(index keys, index taken, index block) {
     const std::string name = "attention/f32/d64_q1_k" + std::to_string(keys) + "/reused" + std::to_string(taken) +
                              (block > 1 ? "_block" + std::to_string(block) : std::string());
@@ -418,14 +419,27 @@ figure reuse(index keys, index taken, index block) {
                 return [&](index i) { return x.data() + (picks.keys[static_cast<std::size_t>(i / block)] * block + i % block) * head_dim; };
             };
             expect(in_double(q.data(), taken, at(k.back()), at(v.back()), [](index) { return 0.; }), out.data(), name);
-            const auto t = in_turns(settings, {neighbours(taken), chosen, neighbours(keys)});
+            volatile float seen = 0;
+            const auto read = repeated([&] {
+                using P = heed::pack<float>;
+                each_layer([&](auto& kl, auto& vl) {
+                    clobber_memory();
+                    P most[head_dim / P::lanes];
+                    for (P& m : most) m = P(0);
+                    for (auto* x : {&kl, &vl})
+                        for (index i = 0; i < taken; ++i)
+                            for (index j = 0; j < head_dim / P::lanes; ++j) most[j] = max(most[j], P::load(at(*x)(i) + j * P::lanes));
+                    for (const P& m : most) seen = sum(m);
+                });
+            });
+            const auto t = in_turns(settings, {neighbours(taken), chosen, neighbours(keys), read});
             const double ideal = static_cast<double>(keys) / static_cast<double>(taken);
             measurement m = compared(t[2], t[1]);
             m.value /= ideal;
             m.best /= ideal;
             m.note = "a layer " + milliseconds(median(t[1]) / layers) + ", all keys " + milliseconds(median(t[2]) / layers) +
                      ", neighbouring keys " + milliseconds(median(t[0]) / layers) + ", " + times(median_ratio(t[0], t[1])) +
-                     " of their speed";
+                     " of their speed, the chosen rows read alone " + milliseconds(median(t[3]) / layers);
             return m;
         }};
 }
