@@ -169,51 +169,58 @@ public:
             from[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(std::max<index>(0, next - found.window));
             to[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(next);
         }
+        // What a row's spans are joined by, next to each other: sum and reference of the window, its share, gates of slots.
         rows_with_lse<T> window(count, width, 0);
-        std::vector<T> reference(from.size());
+        constexpr index total_of = 0, reference_of = 1, share_of = 2, gates_of = 3;
+        const index pitch = gates_of + slots;
+        std::vector<T> numbers(static_cast<std::size_t>(count * pitch));
+        const auto of = [&](index i) { return numbers.data() + i * pitch; };
         runs_.attend(from, to,
                      rows_of_runs{query, [&](index i) { return window.row(i); },
-                                  [&](index i, const T* o, T total, T of) {
+                                  [&](index i, const T* o, T total, T reference) {
                                       set_row(window.row(i), o, width);
-                                      window.number(i) = total;
-                                      reference[static_cast<std::size_t>(i)] = of;
+                                      of(i)[total_of] = total;
+                                      of(i)[reference_of] = reference;
                                   }});
 
-        std::vector<double> gate(static_cast<std::size_t>(count * slots)), of_window(from.size());
-        from.assign(gate.size(), 0);
-        to.assign(gate.size(), 0);
+        std::vector<double> gate(static_cast<std::size_t>(slots));
+        from.assign(static_cast<std::size_t>(count * slots), 0);
+        to.assign(from.size(), 0);
         for (index i = 0; i < count; ++i) {
             const std::size_t r = found.row(head_.b, head_.h, begin + i);
-            double* weights = gate.data() + i * slots;
-            found.gate(r, weights);
+            found.gate(r, gate.data());
+            T* numbers_of = of(i);
             for (index n = 0; n < slots; ++n) {
                 const std::size_t s = r + static_cast<std::size_t>(n), run = static_cast<std::size_t>(n * count + i);
                 if (found.anchor[s] >= 0) {
                     from[run] = static_cast<std::int32_t>(found.start[s] - first);
                     to[run] = static_cast<std::int32_t>(found.end[s] + 1 - first);
                 }
-                if (from[run] == to[run] && window.number(i) != 0) of_window[static_cast<std::size_t>(i)] += weights[n] / window.number(i);
+                numbers_of[gates_of + n] = static_cast<T>(gate[static_cast<std::size_t>(n)]);
+                if (from[run] == to[run] && numbers_of[total_of] != 0)
+                    numbers_of[share_of] += numbers_of[gates_of + n] / numbers_of[total_of];
             }
         }
-        const auto written = [&](index run) { return &out_(head_.b, head_.h, begin + run % count, 0); };
+        const auto written = [&](index run) {
+            prefetch(of(run % count));
+            return &out_(head_.b, head_.h, begin + run % count, 0);
+        };
         runs_.attend(from, to,
-                     rows_of_runs{query, written, [&](index run, const T* o, T total, T of) {
-                                      const index i = run % count, n = run / count;
-                                      const double g = gate[static_cast<std::size_t>(i * slots + n)], seen = window.number(i);
+                     rows_of_runs{query, written, [&](index run, const T* o, T total, T reference) {
+                                      const index i = run % count;
+                                      T* numbers_of = of(i);
+                                      const double g = numbers_of[gates_of + run / count], seen = numbers_of[total_of];
                                       // Both in powers of two of one reference.
-                                      const double apart =
-                                          seen == 0 || total == 0 ? 0 : double{of} - reference[static_cast<std::size_t>(i)];
+                                      const double apart = seen == 0 || total == 0 ? 0 : double{reference} - numbers_of[reference_of];
                                       const double of_seen = apart > 0 ? std::exp2(-apart) : 1, of_span = apart < 0 ? std::exp2(apart) : 1;
                                       const double all = of_seen * seen + of_span * total;
                                       if (all == 0) return;
-                                      if (seen != 0) of_window[static_cast<std::size_t>(i)] += g * of_seen / all;
+                                      if (seen != 0) numbers_of[share_of] += static_cast<T>(g * of_seen / all);
                                       if (total != 0)
                                           add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
                                   }});
         for (index i = 0; i < count; ++i)
-            if (window.number(i) != 0)
-                add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), static_cast<T>(of_window[static_cast<std::size_t>(i)]),
-                        width);
+            if (of(i)[total_of] != 0) add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), of(i)[share_of], width);
     }
 
 private:

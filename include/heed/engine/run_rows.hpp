@@ -1,8 +1,8 @@
 // run_rows: softmax attention of rows that see a run of neighbouring keys each, wherever it lies; keys outermost.
 //
-// A tile of keys, K^T and V packed once, is taken for all rows whose runs meet it, eight rows by vectors of keys: S = Q K^T from scalars
-// of Q, O += P V from scalars of P. A row's query, output and sums stay in a place of their own from the first tile of its run to the
-// last; no row is transposed. In a tile rows whose runs end there stand together by end, those whose runs begin by begin, so that of a
+// A tile of keys, K^T and V packed once, is taken for all rows whose runs meet it, four or eight rows by vectors of keys: S = Q K^T from
+// scalars of Q, O += P V from scalars of P. A row's query, output and sums stay in a place of their own from the first tile of its run to
+// the last; no row is transposed. In a tile rows whose runs end there stand together by end, those whose runs begin by begin, so that of a
 // product little is masked. Reference of the exponentials as in accumulate/softmax.hpp: any power of two within 2^40 of the largest.
 #pragma once
 
@@ -105,7 +105,9 @@ public:
     }
 
 private:
-    static constexpr int group = 8;  // rows of a product
+    // Rows of a product, as few as a register tile has: the fewer, the less is masked (4 instead of 8: 5 % of the call on Zen 3).
+    static constexpr int group = tile_shape<P>::rows(tile_shape<P>::step);
+    static constexpr int rows_with(int vectors) { return std::min(group, tile_shape<P>::rows(vectors)); }
     static constexpr T none = -std::numeric_limits<T>::infinity();
     static constexpr index padded(index n) { return (n + P::lanes - 1) / P::lanes * P::lanes; }
     static constexpr index tile_pitch = padded(tile_keys);
@@ -193,7 +195,7 @@ private:
         P(none).store(o + width_ + P::lanes);
     }
 
-    // Up to eight rows against the tile.
+    // Up to `group` rows against the tile.
     struct rows_of_product {
         const T* query[group];
         T* out[group];
@@ -231,7 +233,7 @@ private:
         const bool one_by_one = masked && !values_finite();
         for_steps<P>({0, 0, 0, static_cast<int>(width_ / P::lanes), false}, [&](auto n, const tile_segment& s) {
             constexpr int N = decltype(n)::value;
-            if (!one_by_one) return values<tile_shape<P>::rows(N), N>(g, low, high, s.first);
+            if (!one_by_one) return values<rows_with(N), N>(g, low, high, s.first);
             for (int i = 0; i < group; ++i) add_values<1, N>(g, i, g.begin[i], g.end[i], s.first);
         });
     }
@@ -242,7 +244,7 @@ private:
     }
     template <int N>
     HEED_NOINLINE void scores(const rows_of_product& g, int first) {
-        constexpr int M = tile_shape<P>::rows(N);
+        constexpr int M = rows_with(N);
         for (int r = 0; r < group; r += M) {
             register_tile<M, N, P> tile;
 #pragma GCC unroll 8
