@@ -80,15 +80,15 @@ public:
         if (few_) return rows_.key_steps(count_);
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::key_steps(p_.depth(), vectors_);
-        return (vectors_ + shape::step - 1) / shape::step * (tile_keys / shape::most_rows);
+        return (vectors_ + shape::step - 1) / shape::step * (tile_keys / shape::rows(vectors_));
     }
     index value_steps() const {
         if (few_) return rows_.value_steps(count_);
         if (grouped_) return group_keys<P>::steps(count_, p_.width());
         if constexpr (has_pairs)
             if (paired_) return bfloat16_products<Problem>::value_steps(p_.width(), vectors_, in_rows_);
-        if constexpr (arranged::repeats) return std::max<index>(1, p_.width() * count_ / (shape::most_rows * lanes));
-        return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::most_rows);
+        if constexpr (arranged::repeats) return std::max<index>(1, p_.width() * count_ / (shape::rows(shape::step) * lanes));
+        return (vectors_ + shape::step - 1) / shape::step * std::max<index>(1, p_.width() / shape::rows(vectors_));
     }
 
     // The tile memory outlives the strip.

@@ -101,6 +101,11 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Fac
 #if defined(__GNUC__)
     if constexpr (W > 1) {
         using V = typename shuffles::native<T, W>::type;
+        // Whole vectors, unrolled: g++ keeps the array in memory otherwise, and a memcpy out of it goes through general registers (100
+        // instead of 40 cycles for 8 x 8 on Zen 3; windows of 8 x 8 spent 16 % of their time here).
+        const auto store = [](const V& v, T* at) {
+            pack<T>(typename pack<T>::batch_type(std::bit_cast<decltype(pack<T>().v.data)>(v))).store(at);
+        };
         for (; r + W <= rows; r += W) {
             index c = 0;
             if constexpr (requires(const T* p) { pack<T>::load_quarters(p, p, p, p); })
@@ -110,19 +115,16 @@ HEED_NOINLINE void transpose_into(Row row, index rows, index columns, To to, Fac
                         block[i] = std::bit_cast<V>(
                             pack<T>::load_quarters(row(r + i) + c, row(r + i + 4) + c, row(r + i + 8) + c, row(r + i + 12) + c).v.data);
                     shuffles::quads(block);
-                    for (int i = 0; i < 4; ++i) {
-                        block[i] = block[i] * by(c + i);
-                        __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
-                    }
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; ++i) store(block[i] * by(c + i), to(c + i) + r);
                 }
             for (; c + W <= columns; c += W) {
                 V block[W];
+#pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) block[i] = std::bit_cast<V>(pack<T>::load(row(r + i) + c).v.data);
                 shuffles::round<1, W>(block);
-                for (int i = 0; i < W; ++i) {
-                    block[i] = block[i] * by(c + i);
-                    __builtin_memcpy(to(c + i) + r, &block[i], sizeof(V));
-                }
+#pragma GCC unroll 16
+                for (int i = 0; i < W; ++i) store(block[i] * by(c + i), to(c + i) + r);
             }
             for (; c < columns; ++c)
                 for (int i = 0; i < W; ++i) to(c)[r + i] = row(r + i)[c] * by(c);
