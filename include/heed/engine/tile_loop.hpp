@@ -35,8 +35,8 @@ public:
     static constexpr index part_keys = 2048;   // keys of a part, at least
     static constexpr index few_queries = 64;   // with fewer, heads of a group are taken together, and sequences know nothing of each other
 
-    // A vector of features by a query and a key takes as long as so many of queries by a feature and a key.
-    static constexpr double group_cost = 1.15;
+    // A vector of features by a query and a key takes as long as so many of queries by a feature and a key (Intel with AVX-512, Zen 3).
+    static constexpr double group_cost = tile_shape<P>::wide ? 1.15 : 1.1;
 
     explicit tile_loop(const Problem& p) : p_(p) {
         index strips = 0;
