@@ -170,18 +170,17 @@ public:
             to[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(next);
         }
         // What a row's spans are joined by, next to each other: sum and reference of the window, its share, gates of slots.
-        rows_with_lse<T> window(count, width, 0);
+        const auto window = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(count * width));
+        const auto window_row = [&](index i) { return window.get() + i * width; };
         constexpr index total_of = 0, reference_of = 1, share_of = 2, gates_of = 3;
         const index pitch = gates_of + slots;
         std::vector<T> numbers(static_cast<std::size_t>(count * pitch));
         const auto of = [&](index i) { return numbers.data() + i * pitch; };
-        runs_.attend(from, to,
-                     rows_of_runs{query, [&](index i) { return window.row(i); },
-                                  [&](index i, const T* o, T total, T reference) {
-                                      set_row(window.row(i), o, width);
-                                      of(i)[total_of] = total;
-                                      of(i)[reference_of] = reference;
-                                  }});
+        runs_.attend(from, to, rows_of_runs{query, window_row, [&](index i, const T* o, T total, T reference) {
+                                                set_row(window_row(i), o, width);
+                                                of(i)[total_of] = total;
+                                                of(i)[reference_of] = reference;
+                                            }});
 
         std::vector<double> gate(static_cast<std::size_t>(slots));
         from.assign(static_cast<std::size_t>(count * slots), 0);
@@ -220,7 +219,7 @@ public:
                                           add_row(&out_(head_.b, head_.h, begin + i, 0), o, static_cast<T>(g * of_span / all), width);
                                   }});
         for (index i = 0; i < count; ++i)
-            if (of(i)[total_of] != 0) add_row(&out_(head_.b, head_.h, begin + i, 0), window.row(i), of(i)[share_of], width);
+            if (of(i)[total_of] != 0) add_row(&out_(head_.b, head_.h, begin + i, 0), window_row(i), of(i)[share_of], width);
     }
 
 private:

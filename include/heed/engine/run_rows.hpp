@@ -107,7 +107,6 @@ public:
 private:
     // Rows of a product, as few as a register tile has: the fewer, the less is masked (4 instead of 8: 5 % of the call on Zen 3).
     static constexpr int group = tile_shape<P>::rows(tile_shape<P>::step);
-    static constexpr int rows_with(int vectors) { return std::min(group, tile_shape<P>::rows(vectors)); }
     static constexpr T none = -std::numeric_limits<T>::infinity();
     static constexpr index padded(index n) { return (n + P::lanes - 1) / P::lanes * P::lanes; }
     static constexpr index tile_pitch = padded(tile_keys);
@@ -233,7 +232,7 @@ private:
         const bool one_by_one = masked && !values_finite();
         for_steps<P>({0, 0, 0, static_cast<int>(width_ / P::lanes), false}, [&](auto n, const tile_segment& s) {
             constexpr int N = decltype(n)::value;
-            if (!one_by_one) return values<rows_with(N), N>(g, low, high, s.first);
+            if (!one_by_one) return values<N>(g, low, high, s.first);
             for (int i = 0; i < group; ++i) add_values<1, N>(g, i, g.begin[i], g.end[i], s.first);
         });
     }
@@ -244,16 +243,13 @@ private:
     }
     template <int N>
     HEED_NOINLINE void scores(const rows_of_product& g, int first) {
-        constexpr int M = rows_with(N);
-        for (int r = 0; r < group; r += M) {
-            register_tile<M, N, P> tile;
+        register_tile<group, N, P> tile;
 #pragma GCC unroll 8
-            for (int i = 0; i < M; ++i)
+        for (int i = 0; i < group; ++i)
 #pragma GCC unroll 4
-                for (int j = 0; j < N; ++j) tile.c[i][j] = P(g.start[r + i]);
-            tile.multiply_rows(g.query + r, depth_, keys_ + first * P::lanes, tile_pitch);
-            tile.store(weights_ + r * tile_pitch + first * P::lanes, tile_pitch);
-        }
+            for (int j = 0; j < N; ++j) tile.c[i][j] = P(g.start[i]);
+        tile.multiply_rows(g.query, depth_, keys_ + first * P::lanes, tile_pitch);
+        tile.store(weights_ + first * P::lanes, tile_pitch);
     }
     // Scores become weights.
     template <bool Masked>
@@ -310,9 +306,9 @@ private:
         g.of[i]->start -= by[0];
         return top - shift;
     }
-    template <int M, int N>
+    template <int N>
     HEED_NOINLINE void values(const rows_of_product& g, int begin, int end, int first) {
-        for (int r = 0; r < group; r += M) add_values<M, N>(g, r, begin, end, first);
+        add_values<group, N>(g, 0, begin, end, first);
     }
     template <int M, int N>
     HEED_INLINE void add_values(const rows_of_product& g, int r, int begin, int end, int first) {

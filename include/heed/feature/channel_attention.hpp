@@ -148,7 +148,7 @@ public:
 private:
     static constexpr index part_tokens = 1536;
     static_assert(part_tokens % channel_shape<P>::tokens == 0);
-    // The rows of the next block, token by token: all that a stage reads of them, all groups.
+    // The rows of the next block, all groups: what a stage reads of them, and what lies between.
     rows_ahead<T> block_ahead(int stage, index batch, index n, index count) const {
         rows_ahead<T> ahead;
         if (count == 0) return ahead;
@@ -156,21 +156,20 @@ private:
         const auto thirds = [&](index first, index number) {
             ahead.now = {&x_(batch, n, first * width), x_.stride(1), number * width, count};
         };
-        if (backward()) {
-            thirds(0, 3);
-            ahead.later = {&d_out_(batch, n, 0), d_out_.stride(1), width, count};
-            return ahead;
-        }
         const auto& role = gate_.roles;
-        if (stage != 0) {
+        const bool all = backward() && stage == 0, pair = backward() != (stage == 0);
+        if (!all && !pair) {
             thirds(role[2], 1);
-        } else if (role[2] != 1) {
+        } else if (pair && role[2] != 1) {
             thirds(std::min(role[0], role[1]), 2);
-        } else {
+        } else if (pair && !backward()) {
             thirds(0, 1);
             ahead.later = ahead.now;
             ahead.later.row += 2 * width;
+        } else {
+            thirds(0, 3);
         }
+        if (backward()) ahead.later = {&d_out_(batch, n, 0), d_out_.stride(1), width, count};
         return ahead;
     }
     bool backward() const { return dx_.data != nullptr; }

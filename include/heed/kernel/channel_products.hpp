@@ -2,13 +2,14 @@
 //   add_gram     G[i][j] += sum over tokens of a[n][i] b[n][j], C in registers for a block of tokens, so that sums are made in blocks
 //   mix_channels y[n][j] = sum over i of x[n][i] M[i][j]
 // on the product kernel, all read in place where whole vectors fit, from copies padded with zeros where they do not. Rows that come are
-// fetched a line at a time between the steps of a product.
+// fetched up to eight lines at a time, every eight steps of a product.
 #pragma once
 
 #include <heed/kernel/gemm_tile.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 namespace heed::inline HEED_ISA {
 
