@@ -4,6 +4,7 @@
 # weights, which need no network, are compared with plain Python.
 set(HEED_SMOLLM2_DIR "${CMAKE_CURRENT_BINARY_DIR}/smollm2" CACHE PATH "Folder of the SmolLM2-135M-Instruct model for example 12")
 target_sources(example_12_generate PRIVATE generate/llama.cpp)
+target_compile_options(example_12_generate PRIVATE ${HEED_COMPUTING_EXAMPLE_OPTIONS})
 target_compile_definitions(example_12_generate PRIVATE
     "SMOLLM2_FILE=\"${HEED_SMOLLM2_DIR}/SmolLM2-135M-Instruct.Q4_1.gguf\"" "GENERATE_TEXT=\"${PROJECT_SOURCE_DIR}/README.md\"")
 
