@@ -3,7 +3,7 @@
 # that takes ten times as long.
 include("${CMAKE_CURRENT_SOURCE_DIR}/train_gpt/model.cmake")
 heed_link_train_gpt_model(example_08_train_gpt float)
-# Only the check of gradients: with little optimisation that compiles in half of the time.
+# Only the check of gradients: with little optimisation that compiles sooner, by more than the check takes longer.
 heed_link_train_gpt_model(example_08_train_gpt double -Og)
 target_compile_definitions(example_08_train_gpt PRIVATE "TRAIN_GPT_TEXT=\"${PROJECT_SOURCE_DIR}\"")
 
