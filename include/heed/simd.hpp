@@ -283,6 +283,19 @@ struct pack {
         low = {batch_type(_mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b)))};
         high = {batch_type(_mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b)))};
     }
+    // The same in their order: `low` has the first half.
+    HEED_INLINE static void interleave_pairs(const std::uint16_t* first, const std::uint16_t* second, pack& low, pack& high)
+        requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)
+    {
+        alignas(64) static constexpr auto halves = [] {
+            std::array<std::int16_t, 64> from{};
+            for (int i = 0; i < 64; ++i) from[static_cast<std::size_t>(i)] = static_cast<std::int16_t>(i / 2 + i % 2 * 32);
+            return from;
+        }();
+        const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
+        low = {batch_type(_mm512_castsi512_ps(_mm512_permutex2var_epi16(a, _mm512_load_si512(halves.data()), b)))};
+        high = {batch_type(_mm512_castsi512_ps(_mm512_permutex2var_epi16(a, _mm512_load_si512(halves.data() + 32), b)))};
+    }
     // Lanes of the nearest bfloat16 of `first`, and of `second` behind it.
     HEED_INLINE friend pack to_pairs(pack first, pack second)
         requires(arch::traits<Arch>::bfloat16_pairs && std::is_same_v<T, float>)

@@ -1,6 +1,8 @@
 #include "support/catch.hpp"
 #include "support/random.hpp"
 
+#include <heed/kernel/pair_products.hpp>
+#include <heed/kernel/row_pairs.hpp>
 #include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/row_products.hpp>
 
@@ -104,6 +106,67 @@ TEST_CASE("products of few rows widen what is stored") {
     check_all<heed::pack<float>, heed::bfloat16>();
     check_all<heed::pack<float>, heed::float16>();
     check_all<heed::pack<float>, std::int8_t>();
+}
+
+TEST_CASE("products of few rows of bfloat16 in pairs agree with plain loops") {
+    using P = heed::pack<float>;
+    if constexpr (heed::arch::traits<P::arch_type>::bfloat16_pairs) {
+        using shape = heed::row_shape<P>;
+        constexpr heed::index stride = 2 * P::lanes, width = 96;
+        for (const heed::index depth : {2, 6, 32, 70, 128})
+            for (int rows = 1; rows < shape::enough; ++rows)
+                for (const int keys : {8, 16, 40, 64}) {
+                    INFO(depth << " features, " << rows << " queries, " << keys << " keys");
+                    random_source r(static_cast<std::uint64_t>(depth * 1000 + rows * 100 + keys));
+                    const auto drawn = [&](heed::index count, auto like) {
+                        std::vector<decltype(like)> x(static_cast<std::size_t>(count));
+                        for (auto& y : x) y = integer<decltype(like)>(r);
+                        return x;
+                    };
+                    const auto k = drawn(keys * depth, heed::bfloat16{}), v = drawn(keys * width, heed::bfloat16{});
+                    const auto q = drawn(rows * depth, 0.f);
+                    auto weights = drawn(keys * stride, 0.f);
+                    auto out = drawn((rows + 1) * width, 0.f);
+                    const auto before = out, unpaired = weights;
+                    std::vector<const heed::bfloat16*> key_rows, value_rows;
+                    for (int i = 0; i < keys; ++i) key_rows.push_back(k.data() + i * depth), value_rows.push_back(v.data() + i * width);
+                    std::vector<const float*> query_rows;
+                    for (int i = 0; i < rows; ++i) query_rows.push_back(q.data() + i * depth);
+                    std::vector<float> packed(static_cast<std::size_t>(P::lanes * shape::padded(depth))),
+                        scores(static_cast<std::size_t>(keys * stride));
+                    heed::row_prefetch none;
+                    heed::for_paired_groups<P>(rows, [&](auto n, int at) {
+                        constexpr int R = decltype(n)::value;
+                        float* group = packed.data() + at * shape::padded(depth);
+                        heed::pack_query_pairs<R, P>(query_rows.data() + at, rows - at, depth, group);
+                        heed::dot_pair_rows<R, P>(key_rows.data(), keys, depth, group, 2.f, scores.data(), stride, at, none);
+                    });
+                    heed::pair_weights<P, 1>(weights.data(), 0, keys, stride);
+                    heed::for_row_groups<P>(rows, [&](auto n, int at) {
+                        heed::add_pair_rows<decltype(n)::value, P>(value_rows.data(), keys / 2, width, weights.data() + at, stride,
+                                                                   out.data() + at * width, width, none);
+                    });
+                    bool right = true, kept = true;
+                    for (heed::index i = 0; i < rows; ++i) {
+                        for (heed::index j = 0; j < keys; ++j) {
+                            float sum = 0;
+                            for (heed::index d = 0; d < depth; ++d)
+                                sum += 2 * q[static_cast<std::size_t>(i * depth + d)] *
+                                       static_cast<float>(k[static_cast<std::size_t>(j * depth + d)]);
+                            kept = kept && scores[static_cast<std::size_t>(j * stride + i)] == sum;
+                        }
+                        for (heed::index d = 0; d < width; ++d) {
+                            float sum = before[static_cast<std::size_t>(i * width + d)];
+                            for (heed::index j = 0; j < keys; ++j)
+                                sum += unpaired[static_cast<std::size_t>(j * stride + i)] *
+                                       static_cast<float>(v[static_cast<std::size_t>(j * width + d)]);
+                            right = right && out[static_cast<std::size_t>(i * width + d)] == sum;
+                        }
+                    }
+                    CHECK(kept);
+                    CHECK(right);
+                }
+    }
 }
 
 // The address sanitizer sees where the lists end.

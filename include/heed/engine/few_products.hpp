@@ -6,6 +6,7 @@
 #pragma once
 
 #include <heed/engine/byte_products.hpp>
+#include <heed/engine/few_pairs.hpp>
 #include <heed/engine/few_rows.hpp>
 #include <heed/engine/strip_memory.hpp>
 #include <heed/kernel/row_prefetch.hpp>
@@ -33,10 +34,12 @@ public:
         return rows_type::elements(depth, most_rows) + byte_products<Problem>::elements(depth);
     }
     index key_steps(int count) const {
+        if (few_pairs<Problem>::takes(p_, count)) return few_pairs<Problem>::key_steps(count, p_.depth());
         return byte_products<Problem>::takes(p_, count) ? byte_products<Problem>::key_steps()
                                                         : rows_type::key_steps(count, tile_keys, p_.depth());
     }
     index value_steps(int count) const {
+        if (few_pairs<Problem>::takes(p_, count)) return few_pairs<Problem>::value_steps(count, p_.width());
         return byte_products<Problem>::takes(p_, count) ? byte_products<Problem>::value_steps(p_.width())
                                                         : rows_type::value_steps(count, tile_keys, p_.width());
     }
@@ -97,6 +100,8 @@ public:
     void begin(const sequence& seq, const T* const* queries, int count, T factor) {
         if (!shared()) {
             bytes_.begin(p_, queries, count, factor);
+            pairs_.begin(p_, query_, queries, count, factor);
+            if (pairs_.taken()) return rows_.clear(count);
             return rows_.begin(queries, count, factor);
         }
         if constexpr (Problem::mapped) {
@@ -110,6 +115,7 @@ public:
     void scores(int end, [[maybe_unused]] int count, row_prefetch& next) {
         if constexpr (Problem::mapped)
             if (shared_) return shared_scores(end, count, next);
+        if (pairs_.taken()) return pairs_.scores(p_, t_, rows_.count(), end, next);
         if constexpr (!tile_type::wide_keys)
             if (*t_.keys_stored) {
                 if constexpr (has_byte_tiles<Problem>::keys)
@@ -121,6 +127,10 @@ public:
     void values(const tile_segment* segments, int n, int count, row_prefetch& next) {
         if constexpr (Problem::mapped)
             if (shared_) return shared_values(segments, n, count);
+        if (pairs_.taken()) {
+            for (int i = 0; i < n; ++i) pairs_.values(p_, t_, segments[i], count, rows_, out_, next);
+            return;
+        }
         const auto add = [&](const auto* rows) {
             for (int i = 0; i < n; ++i) {
                 const tile_segment& s = segments[i];
@@ -336,6 +346,7 @@ private:
     T *query_, *out_;
     rows_type rows_;
     byte_products<Problem> bytes_;
+    few_pairs<Problem> pairs_;
     bool shared_ = false;
     int count_ = 0, key_groups_ = 0, value_groups_ = 0;
     index batch_ = 0, key_begin_ = 0;

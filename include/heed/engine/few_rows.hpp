@@ -49,10 +49,13 @@ public:
 
     // Takes the queries, times a factor; outputs are 0.
     void begin(const T* const* rows, int count, T factor) {
-        count_ = count;
         for_row_groups<P>(count, [&](auto r, int at) {
             pack_queries<decltype(r)::value, P>(rows + at, count - at, depth_, factor, query_ + at * shape::padded(depth_));
         });
+        clear(count);
+    }
+    void clear(int count) {
+        count_ = count;
         std::fill(out_, out_ + elements(width_, count), T{0});
     }
     // scores[key * stride + first + query]; keys as dot_rows wants them.

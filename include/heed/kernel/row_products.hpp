@@ -167,6 +167,15 @@ struct pair_tile {
 #pragma GCC unroll 2
             for (int v = 0; v < V; ++v) c[k][v] = P(0);
     }
+    // Pairs: lanes hold two bfloat16.
+    template <bool Pairs>
+    HEED_INLINE static P product(const P& a, const P& b, const P& c) {
+        if constexpr (Pairs)
+            return dot_pairs(a, b, c);
+        else
+            return fma(a, b, c);
+    }
+    template <bool Pairs>
     HEED_INLINE void step(keys key, index d, const T* queries) {
         P q[static_cast<std::size_t>(V)];
 #pragma GCC unroll 2
@@ -179,30 +188,43 @@ struct pair_tile {
             P x = P::template load_repeated<F>(key[k] + d);
             keep_in_register(x);
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) c[k][v] = fma(x, q[v], c[k][v]);
+            for (int v = 0; v < V; ++v) c[k][v] = product<Pairs>(x, q[v], c[k][v]);
         }
     }
     // A last part of `count` features.
+    template <bool Pairs>
     HEED_INLINE void last_step(keys key, index d, index count, const T* queries) {
 #pragma GCC unroll 8
         for (int k = 0; k < K; ++k) {
             T part[static_cast<std::size_t>(F)] = {};
-            for (index f = 0; f < count; ++f) part[f] = key[k][d + f];
+            __builtin_memcpy(part, key[k] + d, static_cast<std::size_t>(count) * sizeof(T));
             const P x = P::template load_repeated<F>(part);
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) c[k][v] = fma(x, P::load(queries + v * P::lanes), c[k][v]);
+            for (int v = 0; v < V; ++v) c[k][v] = product<Pairs>(x, P::load(queries + v * P::lanes), c[k][v]);
         }
     }
-    template <class Between>
+    template <bool Pairs = false, class Between>
     HEED_INLINE void multiply(keys key, index depth, const T* queries, Between& between) {
         index d = 0;
         for (; d + 2 * F <= depth; d += 2 * F, queries += 2 * V * P::lanes) {
             between.step();
-            step(key, d, queries);
-            step(key, d + F, queries + V * P::lanes);
+            step<Pairs>(key, d, queries);
+            step<Pairs>(key, d + F, queries + V * P::lanes);
         }
-        for (; d + F <= depth; d += F, queries += V * P::lanes) step(key, d, queries);
-        if (d < depth) last_step(key, d, depth - d, queries);
+        for (; d + F <= depth; d += F, queries += V * P::lanes) step<Pairs>(key, d, queries);
+        if (d < depth) last_step<Pairs>(key, d, depth - d, queries);
+    }
+    HEED_INLINE void scale(T factor) {
+        const P by(factor);
+#pragma GCC unroll 8
+        for (int k = 0; k < K; ++k)
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) c[k][v] = c[k][v] * by;
+    }
+    HEED_INLINE void store_sums(T* scores, index stride, int at) const {
+#pragma GCC unroll 4
+        for (int k = 0; k < K; k += F)
+            store_lane_sums<P, F, V>(c + k, scores + k * stride, stride, at, std::make_index_sequence<static_cast<std::size_t>(F)>{});
     }
 };
 
@@ -243,7 +265,7 @@ HEED_NOINLINE void dot_rows(const S* const* keys, int count, index depth, const 
         }
     } else {
         using tile_type = pair_tile<R, P>;
-        constexpr int K = tile_type::K, F = tile_type::F;
+        constexpr int K = tile_type::K;
         // Rows are widened a tile ahead: loads that meet stores on their way to the cache would wait.
         const auto widen = [&](int i) {
             if constexpr (!std::is_same_v<S, T>)
@@ -262,10 +284,7 @@ HEED_NOINLINE void dot_rows(const S* const* keys, int count, index depth, const 
             tile_type tile;
             tile.zero();
             tile.multiply(key, depth, queries, between);
-#pragma GCC unroll 4
-            for (int k = 0; k < K; k += F)
-                store_lane_sums<P, F, tile_type::V>(tile.c + k, scores + (i + k) * stride, stride, at,
-                                                    std::make_index_sequence<static_cast<std::size_t>(F)>{});
+            tile.store_sums(scores + i * stride, stride, at);
         }
     }
 }
