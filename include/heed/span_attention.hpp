@@ -24,6 +24,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -162,7 +163,10 @@ public:
         if (begin >= end) return;
         const index count = end - begin, slots = found.slots, width = out_.extent(3),
                     first = found.first[static_cast<std::size_t>(head_.b)];
-        const auto query = [&](index i) { return &head_.q(0, 0, begin - head_.first_row + i % count, 0); };
+        // Runs of one slot lie behind those of another, a power of two apart: no division for a run's row.
+        const int slot_bits = static_cast<int>(std::bit_width(static_cast<std::size_t>(count - 1)));
+        const index row_mask = (index{1} << slot_bits) - 1;
+        const auto query = [&](index run) { return &head_.q(0, 0, begin - head_.first_row + (run & row_mask), 0); };
         std::vector<std::int32_t> from(static_cast<std::size_t>(count)), to(from.size());
         for (index i = 0; i < count && found.window > 0; ++i) {
             const index next = begin + i + found.offset() + 1 - first;
@@ -183,14 +187,14 @@ public:
                                             }});
 
         std::vector<double> gate(static_cast<std::size_t>(slots));
-        from.assign(static_cast<std::size_t>(count * slots), 0);
+        from.assign(static_cast<std::size_t>(slots << slot_bits), 0);
         to.assign(from.size(), 0);
         for (index i = 0; i < count; ++i) {
             const std::size_t r = found.row(head_.b, head_.h, begin + i);
             found.gate(r, gate.data());
             T* numbers_of = of(i);
             for (index n = 0; n < slots; ++n) {
-                const std::size_t s = r + static_cast<std::size_t>(n), run = static_cast<std::size_t>(n * count + i);
+                const std::size_t s = r + static_cast<std::size_t>(n), run = static_cast<std::size_t>((n << slot_bits) + i);
                 if (found.anchor[s] >= 0) {
                     from[run] = static_cast<std::int32_t>(found.start[s] - first);
                     to[run] = static_cast<std::int32_t>(found.end[s] + 1 - first);
@@ -201,14 +205,14 @@ public:
             }
         }
         const auto written = [&](index run) {
-            prefetch(of(run % count));
-            return &out_(head_.b, head_.h, begin + run % count, 0);
+            prefetch(of(run & row_mask));
+            return &out_(head_.b, head_.h, begin + (run & row_mask), 0);
         };
         runs_.attend(from, to,
                      rows_of_runs{query, written, [&](index run, const T* o, T total, T reference) {
-                                      const index i = run % count;
+                                      const index i = run & row_mask;
                                       T* numbers_of = of(i);
-                                      const double g = numbers_of[gates_of + run / count], seen = numbers_of[total_of];
+                                      const double g = numbers_of[gates_of + (run >> slot_bits)], seen = numbers_of[total_of];
                                       // Both in powers of two of one reference.
                                       const double apart = seen == 0 || total == 0 ? 0 : double{reference} - numbers_of[reference_of];
                                       const double of_seen = apart > 0 ? std::exp2(-apart) : 1, of_span = apart < 0 ? std::exp2(apart) : 1;

@@ -9,6 +9,7 @@
 #include <heed/engine/segment.hpp>
 #include <heed/engine/workspace.hpp>
 #include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/row_prefetch.hpp>
 #include <heed/kernel/transpose.hpp>
 #include <heed/kernel/vexp.hpp>
 #include <heed/simd.hpp>
@@ -77,14 +78,11 @@ public:
                     awaited_.push_back(&k_(0, 0, j, 0));
                     awaited_.push_back(&v_(0, 0, j, 0));
                 }
-            std::size_t fetched = 0;
-            for (std::size_t first = 0; first < going_.size(); first += group) {
-                const std::size_t until = awaited_.size() * (first + group) / going_.size();
-                for (; fetched < std::min(until, awaited_.size()); ++fetched)
-                    for (index d = 0; d < std::max(depth_, v_.extent(3)); d += 64 / static_cast<index>(sizeof(T)))
-                        prefetch(awaited_[fetched] + d);
+            ahead_ = row_prefetch(awaited_.data(), static_cast<int>(awaited_.size()), std::max(depth_, v_.extent(3)),
+                                  4 * static_cast<index>((going_.size() + group - 1) / group));
+            for (std::size_t first = 0; first < going_.size(); first += group)
                 take_rows(going_.data() + first, static_cast<int>(std::min<std::size_t>(group, going_.size() - first)));
-            }
+            ahead_.part(static_cast<int>(awaited_.size() * static_cast<std::size_t>(pitch_)));  // what is left
             std::size_t kept = staying;
             for (std::size_t r = staying; r < going_.size(); ++r) {
                 if (going_[r].end > tile_end) {
@@ -126,7 +124,7 @@ private:
     }
     arena take_tile(arena from) {
         keys_ = from.take<T>(depth_ * tile_pitch);
-        values_ = from.take<T>(tile_keys * width_);
+        copied_ = from.take<T>(tile_keys * width_);
         weights_ = from.take<T>(group * tile_pitch);
         return from;
     }
@@ -169,7 +167,12 @@ private:
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
         transpose_into(rows_apart<const T>{k_.data + k_.offset(0, 0, tile_, 0), k_.stride(2)}, count_, depth_,
                        rows_apart<T>{keys_, tile_pitch}, unit_);
-        for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), values_ + j * width_);
+        // Whole lines of the cache that lie behind one another need no copy.
+        values_ = &v_(0, 0, tile_, 0);
+        if (v_.stride(2) != width_ || v_.extent(3) != width_ || reinterpret_cast<std::uintptr_t>(values_) % (P::lanes * sizeof(T)) != 0) {
+            for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), copied_ + j * width_);
+            values_ = copied_;
+        }
         finite_ = finiteness::unknown;
     }
     // Puts rows whose runs end in this tile last, by end, and returns the number of others.
@@ -249,6 +252,7 @@ private:
         for (int i = 0; i < group; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P(g.start[i]);
+        ahead_.step();
         tile.multiply_rows(g.query, depth_, keys_ + first * P::lanes, tile_pitch);
         tile.store(weights_ + first * P::lanes, tile_pitch);
     }
@@ -318,6 +322,7 @@ private:
         for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) tile.c[i][j] = P::load(g.out[r + i] + (first + j) * P::lanes);
+        ahead_.step();
         tile.multiply_dense(weights_ + r * tile_pitch + begin, tile_pitch, end - begin, values_ + begin * width_ + first * P::lanes,
                             width_);
 #pragma GCC unroll 8
@@ -331,8 +336,10 @@ private:
     index depth_, width_, pitch_, tile_ = 0;
     int count_ = 0;  // keys of the tile
     finiteness finite_ = finiteness::unknown;
-    T *keys_ = nullptr, *values_ = nullptr, *weights_ = nullptr, *places_ = nullptr;  // of attend, on lines of the cache
+    const T* values_ = nullptr;                                                       // of the tile
+    T *keys_ = nullptr, *copied_ = nullptr, *weights_ = nullptr, *places_ = nullptr;  // of attend, on lines of the cache
     std::vector<const T*> awaited_;
+    row_prefetch ahead_;
     std::vector<row> rows_;
     std::vector<std::int32_t> free_;
     std::vector<going> going_, ending_;

@@ -66,11 +66,13 @@ HEED_INLINE V add_pairs(const V& a, const V& b, std::index_sequence<I...>) {
     const V moved = __builtin_shufflevector(a, b, ((I & D) == 0 ? I + D : W + I - D)...);
     return kept + moved;
 }
-template <std::size_t D, std::size_t W, class V, std::size_t F>
-HEED_INLINE void add_round(V (&r)[F]) {
-    if constexpr (D < F) {
-        for (std::size_t i = 0; i < F / D / 2; ++i) r[i] = add_pairs<D, W>(r[2 * i], r[2 * i + 1], std::make_index_sequence<W>{});
-        add_round<2 * D, W>(r);
+// Rounds D, 2 D ... until one vector is left of Count.
+template <std::size_t Count, std::size_t D, std::size_t W, class V>
+HEED_INLINE void add_rounds(V* r) {
+    if constexpr (Count > 1) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < Count / 2; ++i) r[i] = add_pairs<D, W>(r[2 * i], r[2 * i + 1], std::make_index_sequence<W>{});
+        add_rounds<Count / 2, 2 * D, W>(r);
     }
 }
 // Lanes from, from + F ... of a, then those of b, and zeros behind the first N.
@@ -83,20 +85,35 @@ HEED_INLINE V every(const V& a, const V& b, std::index_sequence<I...>) {
 }  // namespace shuffles
 #endif
 
-// Lane i of the result is the sum of the lanes of x[i].
-template <class P, std::size_t... I>
+// Whether sums of lanes come from shuffles, so that they may be taken in two steps.
+#if defined(__GNUC__)
+template <class P>
+inline constexpr bool sums_by_shuffles = !std::is_array_v<decltype(P::v)>;
+#else
+template <class P>
+inline constexpr bool sums_by_shuffles = false;
+#endif
+
+// Lane i of the result is the sum of the lanes of x[i], of as many vectors as lanes. Of fewer, say F, it is a part of the sum of x[i % F];
+// W / F such results, with Done = F, give the sums as all vectors at once do.
+template <class P, std::size_t Done = 1, std::size_t... I>
 HEED_INLINE P lane_sums(const P* x, std::index_sequence<I...>) {
     using T = typename P::value_type;
+    constexpr auto W = static_cast<std::size_t>(P::lanes);
+    if constexpr (sizeof...(I) == 1) {
+        return x[0];
+    } else if constexpr (sums_by_shuffles<P>) {
 #if defined(__GNUC__)
-    if constexpr (!std::is_array_v<decltype(P::v)>) {
         using native = typename shuffles::native<T, P::lanes>::type;
         native r[sizeof...(I)] = {std::bit_cast<native>(x[I].v.data)...};
-        shuffles::add_round<1, sizeof...(I)>(r);
+        shuffles::add_rounds<sizeof...(I), Done, W>(r);
         return P(typename P::batch_type(std::bit_cast<decltype(x[0].v.data)>(r[0])));
-    }
 #endif
-    const T sums[] = {sum(x[I])...};
-    return P::load(sums);
+    } else {
+        static_assert(Done == 1 && sizeof...(I) == W);
+        const T sums[] = {sum(x[I])...};
+        return P::load(sums);
+    }
 }
 
 // Sums of F neighbouring lanes of vectors x[key][v], for F keys and V <= 2 vectors, which become F rows of `to`: row k holds the
@@ -111,8 +128,8 @@ HEED_INLINE void store_lane_sums(const P (*x)[static_cast<std::size_t>(V)], type
         constexpr auto w = static_cast<std::size_t>(W), f = static_cast<std::size_t>(F);
         using native = typename shuffles::native<T, W>::type;
         native a[f] = {std::bit_cast<native>(x[K][0].v.data)...}, b[f] = {std::bit_cast<native>(x[K][V - 1].v.data)...};
-        shuffles::add_round<1, w>(a);
-        if constexpr (V > 1) shuffles::add_round<1, w>(b);
+        shuffles::add_rounds<f, 1, w>(a);
+        if constexpr (V > 1) shuffles::add_rounds<f, 1, w>(b);
         const auto write = [&](const native& row, index k) {
             if (at == 0)
                 __builtin_memcpy(to + k * stride, &row, sizeof row);
