@@ -73,8 +73,10 @@ int wrong_rows(const std::vector<float>& a, const std::vector<float>& clean, hee
 }  // namespace
 
 TEMPLATE_LIST_TEST_CASE("a value that is no number shows where it is seen, and changes no bit elsewhere", "", archs) {
-    const heed::index queries = 70, keys = 150, offset = keys - queries;
-    for (const heed::index width : {32, 13}) {
+    const heed::index keys = 150;
+    // Strips of many queries, and of few.
+    for (const auto& [queries, width] : std::vector<std::pair<heed::index, heed::index>>{{70, 32}, {70, 13}, {5, 32}, {3, 64}, {5, 13}}) {
+        const heed::index offset = keys - queries;
         call<TestType> c(random_source(5), queries, keys, 48, width);
         const std::vector<std::vector<heed::index>> sets{{0}, {149}, {80, 81}, {100, 64, 127}, {97, 98, 99}};
         for (const auto& poisoned : sets) {
@@ -95,7 +97,7 @@ TEMPLATE_LIST_TEST_CASE("a value that is no number shows where it is seen, and c
             for (const float x : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                                   -std::numeric_limits<float>::infinity()}) {
                 put(x);
-                CAPTURE(width, poisoned.front(), poisoned.size(), x);
+                CAPTURE(queries, width, poisoned.front(), poisoned.size(), x);
                 CHECK(wrong_rows(c.out(heed::causal), clean, queries, width, causally) == 0);
                 CHECK(wrong_rows(c.out(heed::sliding_window{40, 3}), windowed, queries, width, in_window) == 0);
                 CHECK(wrong_rows(c.out(), whole, queries, width, [](heed::index) { return true; }) == 0);

@@ -77,3 +77,30 @@ TEST_CASE("a call touches nothing outside its arrays") {
         }
     }
 }
+
+TEST_CASE("a call of few queries of bfloat16 touches nothing outside its arrays") {
+    for (const heed::index queries : {1, 2, 5})
+        for (const heed::index keys : {7, 64, 90})
+            for (const auto& [depth, width] : {std::pair<heed::index, heed::index>{32, 64}, {38, 32}, {7, 13}}) {
+                INFO(queries << " queries, " << keys << " keys, " << depth << " and " << width << " features");
+                random_source r(static_cast<std::uint64_t>(queries * 1000 + keys * 10 + depth));
+                const auto drawn = [&](heed::index count) {
+                    std::vector<heed::bfloat16> x(static_cast<std::size_t>(count));
+                    for (auto& y : x) y = heed::bfloat16(static_cast<float>(r.normal()));
+                    return x;
+                };
+                const auto q = drawn(4 * queries * depth), k = drawn(2 * keys * depth), v = drawn(2 * keys * width);
+                std::vector<float> usual(static_cast<std::size_t>(4 * queries * width));
+                const auto call = [&](auto* q_at, auto* k_at, auto* v_at, float* out) {
+                    heed::attention(heed::bhtd(q_at, 1, 4, queries, depth), heed::bhtd(k_at, 1, 2, keys, depth),
+                                    heed::bhtd(v_at, 1, 2, keys, width), heed::bhtd(out, 1, 4, queries, width), heed::causal);
+                };
+                call(q.data(), k.data(), v.data(), usual.data());
+                for (const flush side : {flush::begin, flush::end}) {
+                    const guarded_copy<heed::bfloat16> gq(q, side), gk(k, side), gv(v, side);
+                    const guarded_copy<float> out(std::vector<float>(usual.size()), side);
+                    call(gq.data(), gk.data(), gv.data(), out.data());
+                    CHECK(std::equal(usual.begin(), usual.end(), out.data()));
+                }
+            }
+}

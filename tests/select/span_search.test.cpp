@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -342,6 +343,53 @@ TEST_CASE("keys that no span of a query holds do not reach it, scores of any siz
                         if (sees(i, slot, bad)) REQUIRE(std::isnan(out.view(0, 0, i, 0)));
             }
         }
+    }
+}
+
+TEST_CASE("values read where they lie have the bits of values that are copied, over several blocks of queries") {
+    heed_test::random_source r(2705);
+    constexpr heed::index n = 1100, depth = 8;
+    std::vector<float> q(n * depth), k(n * depth);
+    for (auto* x : {&q, &k})
+        for (float& y : *x) y = static_cast<float>(r.normal());
+    const auto rows = [](auto* x, heed::index features) { return heed::bhtd(x, 1, 1, n, features); };
+    const spans found = heed::find_spans(rows(q.data(), depth), rows(k.data(), depth), {.window = 3, .slots = 2});
+    for (const heed::index width : {16, 32}) {
+        const auto size = static_cast<std::size_t>(n * width);
+        std::vector<float> memory(size + 32), out[2] = {std::vector<float>(size), std::vector<float>(size)};
+        void* line = memory.data();
+        std::size_t space = memory.size() * sizeof(float);
+        float* aligned = static_cast<float*>(std::align(64, size * sizeof(float), line, space));
+        REQUIRE(aligned != nullptr);
+        for (int shift = 0; shift < 2; ++shift) {
+            heed_test::random_source values(2706);
+            for (std::size_t i = 0; i < size; ++i) aligned[i + static_cast<std::size_t>(shift)] = static_cast<float>(values.normal());
+            heed::span_attention(rows(q.data(), depth), rows(k.data(), depth), rows(aligned + shift, width), found,
+                                 rows(out[shift].data(), width), heed_test::shuffled_threads{2, 1});
+        }
+        CHECK(out[0] == out[1]);
+        // The last row against the operator written out.
+        const heed::index i = n - 1;
+        std::vector<double> gate(2), expected(static_cast<std::size_t>(width));
+        found.gate(found.row(0, 0, i), gate.data());
+        for (std::size_t slot = 0; slot < 2; ++slot) {
+            const std::size_t at = found.row(0, 0, i) + slot;
+            double total = 0;
+            std::vector<double> sum(expected.size());
+            for (heed::index j = 0; j <= i; ++j) {
+                if (j <= i - found.window && !(found.anchor[at] >= 0 && found.start[at] <= j && j <= found.end[at])) continue;
+                double score = 0;
+                for (heed::index d = 0; d < depth; ++d)
+                    score += double{q[static_cast<std::size_t>(i * depth + d)]} * double{k[static_cast<std::size_t>(j * depth + d)]};
+                const double weight = std::exp(score / std::sqrt(static_cast<double>(depth)));
+                total += weight;
+                for (std::size_t d = 0; d < sum.size(); ++d)
+                    sum[d] += weight * double{aligned[1 + static_cast<std::size_t>(j * width) + d]};
+            }
+            for (std::size_t d = 0; d < sum.size(); ++d) expected[d] += gate[slot] * sum[d] / total;
+        }
+        for (std::size_t d = 0; d < expected.size(); ++d)
+            CHECK(std::abs(double{out[1][static_cast<std::size_t>(i * width) + d]} - expected[d]) < 1e-5);
     }
 }
 

@@ -27,7 +27,7 @@ public:
     static constexpr int lanes = tile_shape<P>::lanes;
     static constexpr bool possible = memory::has_pairs && !memory::by_tiles && !Problem::mapped;
 
-    // One query alone waits for memory, not for products.
+    // Queries are read wide, which bfloat16 in place or not are exactly. One query alone waits for memory, not for products.
     static bool takes([[maybe_unused]] const Problem& p, [[maybe_unused]] index queries) {
         if constexpr (possible)
             return queries > 1 && p.depth() % 2 == 0 && p.width() % (2 * P::lanes) == 0 && p.k.gives_stored() && p.v.gives_stored();

@@ -82,7 +82,7 @@ public:
                                   4 * static_cast<index>((going_.size() + group - 1) / group));
             for (std::size_t first = 0; first < going_.size(); first += group)
                 take_rows(going_.data() + first, static_cast<int>(std::min<std::size_t>(group, going_.size() - first)));
-            ahead_.part(static_cast<int>(awaited_.size() * static_cast<std::size_t>(pitch_)));  // what is left
+            ahead_.part(std::numeric_limits<int>::max());  // what is left
             std::size_t kept = staying;
             for (std::size_t r = staying; r < going_.size(); ++r) {
                 if (going_[r].end > tile_end) {
@@ -167,7 +167,7 @@ private:
         count_ = static_cast<int>(std::min<index>(tile_keys, k_.extent(2) - tile_));
         transpose_into(rows_apart<const T>{k_.data + k_.offset(0, 0, tile_, 0), k_.stride(2)}, count_, depth_,
                        rows_apart<T>{keys_, tile_pitch}, unit_);
-        // Whole lines of the cache that lie behind one another need no copy.
+        // Whole vectors that lie behind one another need no copy.
         values_ = &v_(0, 0, tile_, 0);
         if (v_.stride(2) != width_ || v_.extent(3) != width_ || reinterpret_cast<std::uintptr_t>(values_) % (P::lanes * sizeof(T)) != 0) {
             for (index j = 0; j < count_; ++j) copy(&v_(0, 0, tile_ + j, 0), v_.extent(3), copied_ + j * width_);

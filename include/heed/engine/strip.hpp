@@ -582,7 +582,7 @@ private:
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
     int count_ = 0, vectors_ = 0, parts_ = 0;
     bool few_ = false;       // both products have features in lanes
-    bool paired_ = false;    // both products are of pairs of bfloat16
+    bool paired_ = false;    // with queries in lanes, both products are of pairs of bfloat16
     bool grouped_ = false;   // the product with values has features in lanes, for groups of queries
     bool in_rows_ = false;   // outputs are rows
     bool alike_ = true;      // score modifications make no difference between the heads

@@ -6,6 +6,7 @@
 
 #include <heed/kernel/row_products.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -14,8 +15,7 @@ namespace heed::inline HEED_ISA {
 // Queries of at least two, as a product of one needs as many keys as a vector has lanes; the last group may reach over the end by one.
 template <class P, class F>
 HEED_INLINE void for_paired_groups(int rows, F&& f) {
-    for_row_groups<P>(rows,
-                      [&](auto r, int at) { f(std::integral_constant < int, decltype(r)::value == 1 ? 2 : decltype(r)::value > {}, at); });
+    for_row_groups<P>(rows, [&](auto r, int at) { f(std::integral_constant<int, std::max(2, decltype(r)::value)>{}, at); });
 }
 
 // As pack_queries, of rows that hold bfloat16 as floats and an even number of features.

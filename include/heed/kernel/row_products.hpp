@@ -214,7 +214,7 @@ struct pair_tile {
 #pragma GCC unroll 8
         for (int k = 0; k < K; ++k) {
             T part[static_cast<std::size_t>(F)] = {};
-            __builtin_memcpy(part, key[k] + d, static_cast<std::size_t>(count) * sizeof(T));
+            for (index f = 0; f < count; ++f) __builtin_memcpy(part + f, static_cast<const void*>(key[k] + d + f), sizeof(T));
             const P x = P::template load_repeated<F>(part);
 #pragma GCC unroll 2
             for (int v = 0; v < V; ++v) c[k][v] = product<Pairs>(x, P::load(queries + v * P::lanes), c[k][v]);
