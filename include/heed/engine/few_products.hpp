@@ -238,41 +238,64 @@ private:
         return r;
     }
 
-    // f(rows as they lie or widened, their factors or null) for `count` keys of one head.
-    template <class Source, class S, class F>
-    void with_rows(const Source& source, index head, int count, const S** stored, T* factor, const T** wide, T* scratch, F&& f) {
+    // Rows of one head as they lie, from a key on; count 0: none.
+    template <class S>
+    struct row_list {
+        const S** rows;
+        T* factor;
+        index head = 0, first = 0;
+        int count = 0;
+    };
+    using key_list = row_list<typename tile_type::key_type>;
+    using value_list = row_list<typename tile_type::value_type>;
+
+    // f(rows as they lie or widened, their factors or null) for `count` keys of one head. Those that were prefetched last are known.
+    template <class Source, class List, class F>
+    void with_rows(const Source& source, index head, int count, List& now, List& next, const T** wide, T* scratch, F&& f) {
+        constexpr bool widens = stored_rows_of<Source>::widens;
         const index first = key_begin_ + t_.keys[0];
         const auto repeat_last = [&](auto** rows) { std::fill(rows + count, rows + (count + 15) / 16 * 16, rows[count - 1]); };
-        if constexpr (stored_rows_of<Source>::widens)
+        const bool known = next.head == head && next.first == first && next.count == count;
+        if (known) {
+            std::swap(now, next);
+            next.count = 0;
+        }
+        if constexpr (widens) {
             if (source.gives_stored()) {
-                source.stored_rows(batch_, head, first, count, stored, factor);
-                repeat_last(stored);
-                return f(stored, stored_rows_of<Source>::scaled ? factor : nullptr);
+                if (!known) source.stored_rows(batch_, head, first, count, now.rows, now.factor);
+                repeat_last(now.rows);
+                return f(now.rows, stored_rows_of<Source>::scaled ? now.factor : nullptr);
             }
-        source.rows(batch_, head, first, count, scratch, wide);
-        repeat_last(wide);
-        f(wide, static_cast<T*>(nullptr));
+            source.rows(batch_, head, first, count, scratch, wide);
+            repeat_last(wide);
+            f(wide, static_cast<T*>(nullptr));
+        } else {
+            if (!known) source.rows(batch_, head, first, count, scratch, now.rows);
+            repeat_last(now.rows);
+            f(now.rows, static_cast<T*>(nullptr));
+        }
     }
     // The rows that are read next, to be prefetched: those of the next head, at last those of the next tile. Close behind their prefetch,
     // as the rows of all heads may be more than the second cache holds.
-    template <class Source, class S>
-    row_prefetch ahead(const Source& source, index head, const index* keys, int count, index features, index steps, const S** rows,
-                       [[maybe_unused]] T* factor) const {
+    template <class Source, class List>
+    row_prefetch ahead(const Source& source, index head, index first, int at, int count, index features, index steps, List& next) const {
         if (*t_.next_count < 0 || count == 0) return {};
         if constexpr (stored_rows_of<Source>::widens)
-            source.stored_rows(batch_, head, key_begin_ + keys[0], count, rows, factor);
+            source.stored_rows(batch_, head, first + at, count, next.rows + at, next.factor + at);
         else
-            source.rows(batch_, head, key_begin_ + keys[0], count, nullptr, rows);
-        const row_prefetch next(rows, count, features, steps);
-        next.begin_pages();
-        return next;
+            source.rows(batch_, head, first + at, count, nullptr, next.rows + at);
+        next.head = head;
+        next.first = first;
+        next.count = at + count;
+        const row_prefetch r(next.rows + at, count, features, steps);
+        r.begin_pages();
+        return r;
     }
-    row_prefetch keys_ahead(int number, const index* keys, int count, index steps) const {
-        return ahead(p_.k, keys_[number].head, keys, count, p_.depth(), steps, t_.next_key_rows, t_.next_key_factor);
+    row_prefetch keys_ahead(int number, const index* keys, int count, index steps) {
+        return ahead(p_.k, keys_[number].head, key_begin_ + keys[0], 0, count, p_.depth(), steps, next_keys_);
     }
-    row_prefetch values_ahead(int number, int first, int count, index steps) const {
-        return ahead(p_.v, values_[number].head, t_.keys + first, count, p_.width(), steps, t_.next_value_rows + first,
-                     t_.next_value_factor + first);
+    row_prefetch values_ahead(int number, int at, int count, index steps) {
+        return ahead(p_.v, values_[number].head, key_begin_ + t_.keys[0], at, count, p_.width(), steps, next_values_);
     }
     // While scores become weights memory would be idle: some of the values come then, of 64 keys 16.
     void shared_scores(int end, int count, row_prefetch& while_weighing) {
@@ -280,9 +303,10 @@ private:
         for (int i = 0; i < key_groups_; ++i) {
             const group& g = keys_[i];
             const index steps = rows_type::key_steps(g.count, tile_keys, p_.depth());
-            row_prefetch next = i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, 0, count - later, steps);
-            with_rows(p_.k, g.head, count, t_.stored_keys, t_.key_factor, t_.key_rows, t_.key_scratch,
+            with_rows(p_.k, g.head, count, now_keys_, next_keys_, t_.key_rows, t_.key_scratch,
                       [&](const auto* rows, const T* factor) {
+                          row_prefetch next =
+                              i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, 0, count - later, steps);
                           of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
                           for (int k = 0; factor != nullptr && k < end; ++k)
                               for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
@@ -318,10 +342,10 @@ private:
             // A group of 3 is multiplied as one of 4, whose last weights must be 0.
             const bool neighbours = lane[g.count - 1] - lane[0] == g.count - 1 && g.count % 4 != 3;
             const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
-            row_prefetch next =
-                i + 1 < value_groups_ ? values_ahead(i + 1, 0, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
-            with_rows(p_.v, g.head, count, t_.stored_values, t_.value_factor, t_.value_rows, t_.value_scratch,
+            with_rows(p_.v, g.head, count, now_values_, next_values_, t_.value_rows, t_.value_scratch,
                       [&](const auto* rows, const T* factor) {
+                          row_prefetch next = i + 1 < value_groups_ ? values_ahead(i + 1, 0, count, steps)
+                                                                    : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
                           rows_type into = of_values(g);
                           finiteness finite = finiteness::unknown;
                           for (int s = 0; s < n; ++s) {
@@ -352,6 +376,8 @@ private:
     index batch_ = 0, key_begin_ = 0;
     group keys_[most_groups], values_[most_groups];
     int lane_of_[most_groups], slot_of_[most_groups];
+    key_list now_keys_{t_.stored_keys, t_.key_factor}, next_keys_{t_.next_key_rows, t_.next_key_factor};
+    value_list now_values_{t_.stored_values, t_.value_factor}, next_values_{t_.next_value_rows, t_.next_value_factor};
 };
 
 }  // namespace heed::inline HEED_ISA

@@ -66,7 +66,11 @@ public:
                 --left_;
                 end = row + bytes_;
                 at = row;
-                // Neighbours are one row, whose lines need no questions.
+                // Neighbours are one row, whose lines need no questions. Mostly all are, which two of them show.
+                if (left_ > 0 && row_at(left_ - 1) == row + left_ * bytes_ && row_at(left_ / 2) == row + (left_ / 2 + 1) * bytes_) {
+                    end += left_ * bytes_;
+                    left_ = 0;
+                }
                 for (const char* more; left_ > 0; --left_, rows_ += sizeof row, end += bytes_) {
                     __builtin_memcpy(&more, rows_, sizeof more);
                     if (more != end) break;
@@ -83,8 +87,7 @@ public:
     void begin_pages() const {
         const int apart = static_cast<int>(std::max<index>(1, 4096 / std::max<index>(1, bytes_)));
         for (int i = apart; i < left_; i += apart) {
-            const char* row;
-            __builtin_memcpy(&row, rows_ + static_cast<std::size_t>(i) * sizeof row, sizeof row);
+            const char* row = row_at(i);
             prefetch(row);
             prefetch(row + 64);
         }
@@ -122,6 +125,11 @@ public:
     }
 
 private:
+    HEED_INLINE const char* row_at(int i) const {
+        const char* row;
+        __builtin_memcpy(&row, rows_ + static_cast<std::size_t>(i) * sizeof row, sizeof row);
+        return row;
+    }
     HEED_INLINE static void whole_row(const char*& rows, index bytes) {
         const char* row;
         __builtin_memcpy(&row, rows, sizeof row);
