@@ -278,18 +278,19 @@ private:
     // The rows that are read next, to be prefetched: those of the next head, at last those of the next tile. Close behind their prefetch,
     // as the rows of all heads may be more than the second cache holds.
     template <class Source, class List>
-    row_prefetch ahead(const Source& source, index head, index first, int at, int count, index features, index steps, List& next) const {
-        if (*t_.next_count < 0 || count == 0) return {};
-        if constexpr (stored_rows_of<Source>::widens)
-            source.stored_rows(batch_, head, first + at, count, next.rows + at, next.factor + at);
-        else
-            source.rows(batch_, head, first + at, count, nullptr, next.rows + at);
-        next.head = head;
-        next.first = first;
-        next.count = at + count;
-        const row_prefetch r(next.rows + at, count, features, steps);
-        r.begin_pages();
-        return r;
+    row_prefetch ahead(const Source& source, index head, index first, int at, int count, index features, index steps, List& next) {
+        const bool wanted = *t_.next_count >= 0 && count > 0;
+        if (wanted) {
+            if constexpr (stored_rows_of<Source>::widens)
+                source.stored_rows(batch_, head, first + at, count, next.rows + at, next.factor + at);
+            else
+                source.rows(batch_, head, first + at, count, nullptr, next.rows + at);
+            next.head = head;
+            next.first = first;
+            next.count = at + count;
+        }
+        // Made in its place: a copy would wait for the stores of its parts, and so for everything before them.
+        return row_prefetch(next.rows + at, wanted ? count : 0, features, steps);
     }
     row_prefetch keys_ahead(int number, const index* keys, int count, index steps) {
         return ahead(p_.k, keys_[number].head, key_begin_ + keys[0], 0, count, p_.depth(), steps, next_keys_);
@@ -303,16 +304,17 @@ private:
         for (int i = 0; i < key_groups_; ++i) {
             const group& g = keys_[i];
             const index steps = rows_type::key_steps(g.count, tile_keys, p_.depth());
-            with_rows(p_.k, g.head, count, now_keys_, next_keys_, t_.key_rows, t_.key_scratch,
-                      [&](const auto* rows, const T* factor) {
-                          row_prefetch next =
-                              i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, 0, count - later, steps);
-                          of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
-                          for (int k = 0; factor != nullptr && k < end; ++k)
-                              for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
-                      });
+            with_rows(p_.k, g.head, count, now_keys_, next_keys_, t_.key_rows, t_.key_scratch, [&](const auto* rows, const T* factor) {
+                row_prefetch next =
+                    i + 1 < key_groups_ ? keys_ahead(i + 1, t_.keys, count, steps) : values_ahead(0, 0, count - later, steps);
+                next.begin_pages();
+                of_keys(g).multiply_keys(rows, end, t_.few_scratch, t_.weights, lanes, next, g.first);
+                for (int k = 0; factor != nullptr && k < end; ++k)
+                    for (int j = g.first; j < g.first + g.count; ++j) t_.weights[k * lanes + j] *= factor[k];
+            });
         }
         while_weighing = values_ahead(0, count - later, later, tile_keys / 4);
+        while_weighing.begin_pages();
         // The products of a row's first lanes fill a vector.
         const int used = (count_ + P::lanes - 1) / P::lanes * P::lanes, first = std::max(count_, static_cast<int>(P::lanes));
         for (int k = 0; first < used && k < end; ++k) std::fill(t_.weights + k * lanes + first, t_.weights + k * lanes + used, T{0});
@@ -342,26 +344,27 @@ private:
             // A group of 3 is multiplied as one of 4, whose last weights must be 0.
             const bool neighbours = lane[g.count - 1] - lane[0] == g.count - 1 && g.count % 4 != 3;
             const index steps = rows_type::value_steps(g.count, tile_keys, p_.width());
-            with_rows(p_.v, g.head, count, now_values_, next_values_, t_.value_rows, t_.value_scratch,
-                      [&](const auto* rows, const T* factor) {
-                          row_prefetch next = i + 1 < value_groups_ ? values_ahead(i + 1, 0, count, steps)
-                                                                    : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
-                          rows_type into = of_values(g);
-                          finiteness finite = finiteness::unknown;
-                          for (int s = 0; s < n; ++s) {
-                              const tile_segment& part = segments[s];
-                              if (neighbours && !part.masked && factor == nullptr) {
-                                  into.add_values(rows + part.begin, part.count, t_.weights + part.begin * lanes + lane[0], lanes, next);
-                                  continue;
-                              }
-                              std::uint64_t bits[tile_keys];
-                              gather(part, g, factor, bits);
-                              if (part.masked && !tile_finite<P>(finite, rows, count, p_.width()))
-                                  into.add_visible_values(rows + part.begin, part.count, t_.gathered, stride, bits);
-                              else
-                                  into.add_values(rows + part.begin, part.count, t_.gathered, stride, next);
-                          }
-                      });
+            with_rows(
+                p_.v, g.head, count, now_values_, next_values_, t_.value_rows, t_.value_scratch, [&](const auto* rows, const T* factor) {
+                    row_prefetch next =
+                        i + 1 < value_groups_ ? values_ahead(i + 1, 0, count, steps) : keys_ahead(0, t_.next_keys, *t_.next_count, steps);
+                    next.begin_pages();
+                    rows_type into = of_values(g);
+                    finiteness finite = finiteness::unknown;
+                    for (int s = 0; s < n; ++s) {
+                        const tile_segment& part = segments[s];
+                        if (neighbours && !part.masked && factor == nullptr) {
+                            into.add_values(rows + part.begin, part.count, t_.weights + part.begin * lanes + lane[0], lanes, next);
+                            continue;
+                        }
+                        std::uint64_t bits[tile_keys];
+                        gather(part, g, factor, bits);
+                        if (part.masked && !tile_finite<P>(finite, rows, count, p_.width()))
+                            into.add_visible_values(rows + part.begin, part.count, t_.gathered, stride, bits);
+                        else
+                            into.add_values(rows + part.begin, part.count, t_.gathered, stride, next);
+                    }
+                });
         }
     }
 
