@@ -161,22 +161,14 @@ public:
     }
     void scale(const T* factor) {
         if (!shared()) return rows_.scale(factor);
-        for (int i = 0; i < count_; ++i)
-            for (index d = 0; d < p_.width(); d += P::lanes) (P::load(out(i) + d) * P(factor[i])).store(out(i) + d);
+        for (int i = 0; i < count_; ++i) row(i).scale(factor + i);
     }
     // As few_rows.
     void merge(const few_products& other, const T* mine, const T* theirs) {
         if (!shared()) return rows_.merge(other.rows_, mine, theirs);
-        for (int i = 0; i < count_; ++i)
-            for (index d = 0; d < p_.width(); ++d) {
-                T& o = out(i)[d];
-                o = (mine[i] != 0 ? o * mine[i] : T{0}) + (theirs[i] != 0 ? other.out(i)[d] * theirs[i] : T{0});
-            }
+        for (int i = 0; i < count_; ++i) row(i).merge(other.row(i), mine + i, theirs + i);
     }
-    void write(int i, T normaliser, T* to) const {
-        if (!shared()) return rows_.write(i, normaliser, to);
-        for (index d = 0; d < p_.width(); ++d) to[d] = normaliser != 0 ? out(i)[d] * normaliser : T{0};
-    }
+    void write(int i, T normaliser, T* to) const { shared() ? row(i).write(0, normaliser, to) : rows_.write(i, normaliser, to); }
     // A whole tile for the only query, whose rows lie in place: scores and weights are one row.
     template <class State>
     void weigh_once(State& state, row_prefetch& next) {
@@ -226,7 +218,12 @@ private:
     }
     static int slots_behind(const group& g) { return g.slot + (g.count % 4 == 3 ? g.count + 1 : g.count); }
     static int slots(const group* groups, int n) { return n == 0 ? 0 : slots_behind(groups[n - 1]); }
-    T* out(int i) const { return out_ + slot_of_[i] * shape::padded(p_.width()); }
+    // The output of one lane.
+    rows_type row(int i) const {
+        rows_type r(query_, out_ + slot_of_[i] * shape::padded(p_.width()), 0, p_.width());
+        r.reopen(1);
+        return r;
+    }
     rows_type of_keys(const group& g) const {
         rows_type r(query_ + g.slot * shape::padded(p_.depth()), out_, p_.depth(), 0);
         r.reopen(g.count);

@@ -102,11 +102,15 @@ public:
     }
     // Joins outputs of other keys; a factor 0 says that its part saw nothing and may hold no number.
     void merge(const few_rows& other, const T* mine, const T* theirs) {
-        for (int i = 0; i < count_; ++i)
-            for (index d = 0; d < shape::padded(width_); ++d) {
-                T& o = out(i)[d];
-                o = (mine[i] != 0 ? o * mine[i] : T{0}) + (theirs[i] != 0 ? other.out(i)[d] * theirs[i] : T{0});
+        for (int i = 0; i < count_; ++i) {
+            T* o = out(i);
+            const T* more = other.out(i);
+            const P a(mine[i]), b(theirs[i]);
+            for (index d = 0; d < shape::padded(width_); d += P::lanes) {
+                const P here = mine[i] != 0 ? P::load(o + d) * a : P(0), there = theirs[i] != 0 ? P::load(more + d) * b : P(0);
+                (here + there).store(o + d);
             }
+        }
     }
     // Writes row i of the output, times its normaliser; with 0 whatever the row holds becomes 0.
     void write(int i, T normaliser, T* to) const {

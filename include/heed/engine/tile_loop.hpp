@@ -279,10 +279,10 @@ private:
         index number, block, head, together, part, count;  // head: of a bundle its number; count: strips
         index lanes;
         bool shared;
-        index begin, end;  // keys
-        int queries;
-        sequence rows;
-        extents shape;
+        index begin = 0, end = 0;  // keys
+        int queries = 0;
+        sequence rows{};
+        extents shape{};
     };
     const share& share_of(index task) const {
         const index n = p_.sequences.count(p_.whole);
@@ -290,19 +290,9 @@ private:
     }
     // Listed: queries that are in their place already; 0: none.
     place place_of(const share& w, index unit, index part, index* queries, int listed = 0) const {
-        place at{w.number,
-                 unit % w.blocks,
-                 unit / w.blocks * w.together,
-                 w.together,
-                 part,
-                 0,
-                 w.lanes,
-                 w.shared,
-                 0,
-                 0,
-                 0,
-                 p_.sequences.at(w.number, p_.whole),
-                 p_.whole};
+        place at{w.number, unit % w.blocks, unit / w.blocks * w.together, w.together, part, 0, w.lanes, w.shared};
+        at.rows = p_.sequences.at(w.number, p_.whole);
+        at.shape = p_.whole;
         at.shape.batch = p_.sequences.count(p_.whole);
         at.shape.queries = at.rows.queries;
         at.shape.keys = at.rows.keys;
@@ -418,9 +408,10 @@ private:
                 if (late > 0) next_keys = {tile.stored_values, late, p_.width(), key_steps};
                 *tile.next_count = prefetches_ ? next : -1;
                 known = prefetches_ && next > 0;
-                if (at.shared)
+                if (at.shared) {
                     known = false;
-                else if (known)
+                    if (prefetches_ && next == 0) *tile.next_count = next_of_bundle(w, at, mask, tile, kept);
+                } else if (known)
                     ahead(at, next, late, key_steps, value_steps, tile, next_keys, next_values);
                 else if (prefetches_ && task > 0 && !again)
                     ahead_of_task(at, mask, task - 1, late, key_steps, value_steps, tile, kept, next_keys, next_values);
@@ -508,6 +499,14 @@ private:
         if constexpr (!strip_type::narrow_out) values.and_then(tile.next_out_rows, at.queries, p_.width(), value_steps);
     }
 
+    // Leaves the first keys of a bundle's next part.
+    int next_of_bundle(const share& w, place at, const typename arranged::bound_mask& mask, const tile_memory<Problem>& tile,
+                       patterns_type& kept) const {
+        if (at.part + 1 == w.parts) return 0;
+        at.begin = at.end;
+        at.end = std::min(at.rows.keys, at.begin + w.part_keys);
+        return visit_tiles(kept, -1, -1, false, mask, at, tile.queries)(tile.next_keys);
+    }
     // Row pointers of a tile of keys, if they are `known` those that were prefetched; those up to the next full register tile repeat the
     // last one.
     void fetch(const place& at, int count, const tile_memory<Problem>& tile, bool known) const {
