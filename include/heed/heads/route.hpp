@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -39,15 +40,20 @@ public:
         starts_.assign(static_cast<std::size_t>(shape_[0]) * heads + 1, 0);
         const auto each = [&](auto&& f) {
             for (index b = 0; b < shape_[0]; ++b)
-                for (index t = 0; t < shape_[2]; ++t)
-                    for (index h = 0; h < shape_[1]; ++h)
-                        if (!(gates(b, t, h) == 0)) f(static_cast<std::size_t>(b * shape_[1] + h), t);
+                for (index t = 0; t < shape_[2]; t += 64)
+                    for (index h = 0; h < shape_[1]; ++h) {
+                        std::uint64_t bits = 0;
+                        for (index i = std::min<index>(64, shape_[2] - t); i-- > 0;) bits = bits << 1 | (gates(b, t + i, h) == 0 ? 0 : 1);
+                        f(static_cast<std::size_t>(b * shape_[1] + h), t, bits);
+                    }
         };
-        each([&](std::size_t list, index) { ++starts_[list + 1]; });
+        each([&](std::size_t list, index, std::uint64_t bits) { starts_[list + 1] += static_cast<std::size_t>(std::popcount(bits)); });
         for (std::size_t i = 1; i < starts_.size(); ++i) starts_[i] += starts_[i - 1];
         rows_.resize(starts_.back());
         next_.assign(starts_.begin(), starts_.end());
-        each([&](std::size_t list, index t) { rows_[next_[list]++] = static_cast<std::int32_t>(t); });
+        each([&](std::size_t list, index t, std::uint64_t bits) {
+            for (; bits != 0; bits &= bits - 1) rows_[next_[list]++] = static_cast<std::int32_t>(t + std::countr_zero(bits));
+        });
     }
 
     index batch() const { return shape_[0]; }

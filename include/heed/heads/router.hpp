@@ -10,8 +10,8 @@
 
 #include <heed/concepts.hpp>
 #include <heed/kernel/row_products.hpp>
+#include <heed/kernel/transpose.hpp>
 #include <heed/kernel/vexp.hpp>
-#include <heed/select/candidate.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/error.hpp>
 #include <heed/tensor/view.hpp>
@@ -68,63 +68,103 @@ private:
 
 namespace head_routes {
 
-// Work on the scores of one token, heads in lanes.
+// Scores of some tokens, tokens in lanes: rows of routed heads, then of shared ones, then of their mix.
 template <class T>
-class token_scores {
+class token_block {
 public:
     using P = pack<T>;
-    void softmax(T* x, index n) {
-        if (n == 0) return;
-        pad(x, n);
-        P most = P::load(padded_.data());
-        for (index i = P::lanes; i < size(); i += P::lanes) most = max(most, P::load(padded_.data() + i));
-        most.store(ranks_.data());
-        const P top(*std::max_element(ranks_.data(), ranks_.data() + P::lanes));
-        P all(0);
-        for (index i = 0; i < size(); i += P::lanes) {
-            const P e = exp(P::load(padded_.data() + i) - top);
-            e.store(padded_.data() + i);
-            all += i + P::lanes <= n ? e : load_first<P>(padded_.data() + i, n - i);
+    static constexpr int tokens = 32;
+    static constexpr index width = (tokens + P::lanes - 1) / P::lanes * P::lanes;
+
+    token_block(const head_routing& how, index routed, bool shares, bool mixes)
+        : how_(how), routed_(routed), shares_(shares), mixes_(mixes), scores_(area(rows())), seen_(area(routed)), gates_(area(heads())) {}
+
+    index rows() const { return routed_ + (shares_ ? how_.shared : 0) + (mixes_ ? 2 : 0); }
+    T* row(index i) { return scores_.data() + i * width; }
+    // Of scores their softmaxes, and what follows from them.
+    void decide() {
+        const index shared = shares_ ? how_.shared : 0;
+        softmax(row(0), routed_);
+        softmax(row(routed_), shared);
+        softmax(row(routed_ + shared), rows() - routed_ - shared);
+        for (index v = 0; v < width; v += P::lanes) {
+            choose(v);
+            how_.straight_through ? set_gates_to_one(v) : set_gates(v);
         }
-        const P by(T{1} / sum(all));
-        for (index i = 0; i < size(); i += P::lanes) (P::load(padded_.data() + i) * by).store(padded_.data() + i);
-        std::copy_n(padded_.data(), n, x);
     }
-    // The best `count` of n, ascending.
-    void choose(const T* x, index n, index count, std::int32_t* to) {
-        if (std::any_of(x, x + n, [](T a) { return a != a; })) return choose_one_by_one(x, n, count, to);
-        pad(x, n);
-        for (index i = 0; i < size(); i += P::lanes) {
-            const P mine = P::load(padded_.data() + i), place = P(static_cast<T>(i)) + P::load(iota_.data());
-            P before(0);
-            for (index j = 0; j < n; ++j) {
-                const P other(x[j]);
-                const auto better = (other > mine) | ((other == mine) & (P(static_cast<T>(j)) < place));
-                before = select(better, before + P(1), before);
+    void write(head_choice<T>& c, index first, int count) const {
+        const auto to = [&](const T* from, index n, std::vector<T>& all) {
+            if (!all.empty()) transpose_into(rows_apart<const T>{from, width}, n, count, rows_apart<T>{all.data() + first * n, n}, T{1});
+        };
+        const T* shared = scores_.data() + routed_ * width;
+        to(scores_.data(), routed_, c.probability);
+        to(shared, how_.shared, c.shared);
+        to(shared + (shares_ ? how_.shared : 0) * width, 2, c.mix);
+        to(gates_.data(), heads(), c.gate);
+        for (int t = 0; t < count; ++t) {
+            std::int32_t* chosen = c.chosen.data() + (first + t) * how_.active;
+            const T* seen = seen_.data() + t;
+            for (index i = 0, n = 0; n < how_.active; ++i) {
+                chosen[n] = static_cast<std::int32_t>(i);
+                n += seen[i * width] != 0 ? 1 : 0;
             }
-            before.store(ranks_.data() + i);
         }
-        for (index i = 0; i < n; ++i)
-            if (ranks_[static_cast<std::size_t>(i)] < static_cast<T>(count)) *to++ = static_cast<std::int32_t>(i);
     }
 
 private:
-    void pad(const T* x, index n) {
-        padded_.assign(static_cast<std::size_t>((n + P::lanes - 1) / P::lanes * P::lanes), -std::numeric_limits<T>::infinity());
-        ranks_.resize(padded_.size());
-        std::copy_n(x, n, padded_.begin());
-        while (static_cast<int>(iota_.size()) < P::lanes) iota_.push_back(static_cast<T>(iota_.size()));
+    static std::vector<T> area(index rows) { return std::vector<T>(static_cast<std::size_t>(rows * width)); }
+    index heads() const { return how_.shared + routed_; }
+    static void softmax(T* x, index n) {
+        for (index v = 0; n > 0 && v < width; v += P::lanes, x += P::lanes) {
+            P top = P::load(x), all(0);
+            for (index i = 1; i < n; ++i) top = max(P::load(x + i * width), top);
+            for (index i = 0; i < n; ++i) {
+                const P e = exp(P::load(x + i * width) - top);
+                e.store(x + i * width);
+                all += e;
+            }
+            const P by = P(1) / all;
+            for (index i = 0; i < n; ++i) (P::load(x + i * width) * by).store(x + i * width);
+        }
     }
-    index size() const { return static_cast<index>(padded_.size()); }
-    void choose_one_by_one(const T* x, index n, index count, std::int32_t* to) const {
-        std::vector<candidate<T>> all;
-        for (index i = 0; i < n; ++i) all.push_back({x[i], static_cast<std::int32_t>(i)});
-        std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return better(a, b); });
-        for (index i = 0; i < count; ++i) to[i] = all[static_cast<std::size_t>(i)].key;
-        std::sort(to, to + count);
+    // 1 for heads before which stand fewer than how many are chosen: higher ones, and of equal ones the earlier. Where one of a token's
+    // probabilities is no number none is, and all are equal.
+    void choose(index v) {
+        const T* x = scores_.data() + v;
+        for (index i = 0; i < routed_; ++i) {
+            const P mine = P::load(x + i * width);
+            P before(0);
+            for (index j = 0; j < i; ++j) before = select(P::load(x + j * width) < mine, before, before + P(1));
+            for (index j = i + 1; j < routed_; ++j) before = select(P::load(x + j * width) > mine, before + P(1), before);
+            select(before < P(static_cast<T>(how_.active)), P(1), P(0)).store(seen_.data() + i * width + v);
+        }
+    }
+    void set_gates_to_one(index v) {
+        T* gate = gates_.data() + v;
+        for (index i = 0; i < how_.shared; ++i) P(1).store(gate + i * width);
+        for (index i = 0; i < routed_; ++i) P::load(seen_.data() + i * width + v).store(gate + (how_.shared + i) * width);
+    }
+    void set_gates(index v) {
+        T* gate = gates_.data() + v;
+        const T *r = scores_.data() + v, *s = r + routed_ * width, *a = s + (shares_ ? how_.shared : 0) * width, *seen = seen_.data() + v;
+        const P two(how_.scaled ? T{2} : T{1});
+        P of_shared(how_.scaled ? static_cast<T>(how_.shared) : T{1}), of_routed(how_.scaled ? static_cast<T>(how_.active) : T{1});
+        if (mixes_) {
+            of_shared = two * P::load(a) * of_shared;
+            of_routed = two * P::load(a + width) * of_routed;
+        }
+        for (index i = 0; i < how_.shared; ++i) (shares_ ? of_shared * P::load(s + i * width) : of_shared).store(gate + i * width);
+        P sum(0);
+        for (index i = 0; i < routed_; ++i) sum += select(P::load(seen + i * width) > P(0), P::load(r + i * width), P(0));
+        if (how_.renormalise) of_routed = of_routed / max(P(std::numeric_limits<T>::epsilon()), sum);
+        for (index i = 0; i < routed_; ++i)
+            select(P::load(seen + i * width) > P(0), of_routed * P::load(r + i * width), P(0)).store(gate + (how_.shared + i) * width);
     }
 
-    std::vector<T> padded_, ranks_, iota_;
+    head_routing how_;
+    index routed_;
+    bool shares_, mixes_;
+    std::vector<T> scores_, seen_, gates_;
 };
 // d becomes the gradient of what went into the softmax.
 template <class T>
@@ -219,26 +259,6 @@ private:
     index features_;
 };
 
-// Gates of one token from its softmaxes.
-template <class T>
-void set_gates(const head_routing& how, const T* r, index routed, const T* s, const T* a, const std::int32_t* chosen, T* gate) {
-    const T one = 1;
-    std::fill(gate, gate + how.shared + routed, T{0});
-    if (how.straight_through) {
-        std::fill(gate, gate + how.shared, one);
-        for (index i = 0; i < how.active; ++i) gate[how.shared + chosen[i]] = one;
-        return;
-    }
-    const bool mixed = reads_mix(how);
-    const T two = how.scaled ? T{2} : one;
-    const T of_shared = (mixed ? two * a[0] : one) * (how.scaled ? static_cast<T>(how.shared) : one);
-    for (index i = 0; i < how.shared; ++i) gate[i] = of_shared * (how.shared > 1 ? s[i] : one);
-    T sum = 0;
-    for (index i = 0; i < how.active; ++i) sum += r[chosen[i]];
-    T of_routed = (mixed ? two * a[1] : one) * (how.scaled ? static_cast<T>(how.active) : one);
-    if (how.renormalise) of_routed /= std::max(sum, std::numeric_limits<T>::epsilon());
-    for (index i = 0; i < how.active; ++i) gate[how.shared + chosen[i]] = of_routed * r[chosen[i]];
-}
 // dr, ds and da, of the softmaxes, from those of the gates; dr is added to.
 template <class T>
 void gates_back(const head_routing& how, const T* r, const T* s, const T* a, const std::int32_t* chosen, const T* d_gate, T* dr, T* ds,
@@ -306,33 +326,20 @@ head_choice<T> route_heads(const head_router<W>& net, const view<const std::type
     for (index i = 0; mixes && i < 2; ++i) rows.push_back(&net.mix(i, 0));
     if (c.gate.empty()) return c;
     const head_routes::products<T> multiply(rows, x.extent(2));
-    constexpr int block = 32;
-    std::vector<T> logits(static_cast<std::size_t>(block * multiply.stride()));
-    head_routes::token_scores<T> scores;
-    const T* at[block];
-    for (index first = 0, all = c.batch * tokens; first < all; first += block) {
-        const int count = static_cast<int>(std::min<index>(block, all - first));
-        for (int i = 0; i < block; ++i) {
+    head_routes::token_block<T> block(how, routed, shares, mixes);
+    std::vector<T> logits(static_cast<std::size_t>(block.width * multiply.stride()));
+    const T* at[block.width];
+    for (index first = 0, all = c.batch * tokens; first < all; first += block.tokens) {
+        const int count = static_cast<int>(std::min<index>(block.tokens, all - first));
+        for (int i = 0; i < block.width; ++i) {
             const index t = std::min(first + i, all - 1);
             at[i] = x.data + x.offset(t / tokens, t % tokens, index{0});
         }
         multiply(at, count, logits.data());
-        for (int i = 0; i < count; ++i) {
-            const index t = first + i;
-            const T* from = logits.data() + i * multiply.stride();
-            T *r = c.probability.data() + t * routed, *s = c.shared.data() + t * how.shared, *a = c.mix.data() + t * 2;
-            std::int32_t* chosen = c.chosen.data() + t * how.active;
-            const auto take = [&](T* to, index n) {
-                std::copy(from, from + n, to);
-                from += n;
-                scores.softmax(to, n);
-            };
-            take(r, routed);
-            if (shares) take(s, how.shared);
-            if (mixes) take(a, 2);
-            if (how.active > 0) scores.choose(r, routed, how.active, chosen);
-            head_routes::set_gates(how, r, routed, s, a, chosen, c.gate.data() + t * c.heads);
-        }
+        transpose_into(rows_apart<const T>{logits.data(), multiply.stride()}, block.width, block.rows(),
+                       rows_apart<T>{block.row(0), block.width}, T{1});
+        block.decide();
+        block.write(c, first, count);
     }
     return c;
 }
@@ -415,27 +422,27 @@ head_choice<T> route_heads_by_norm(const view<X, 4>& q, head_routing how) {
     const index routed = q.extent(1) - how.shared;
     require(routed != 1, door, "routed heads", routed, "must not be", 1);
     auto c = head_routes::empty_choice<T>(how, q.extent(0), q.extent(2), q.extent(1));
-    head_routes::token_scores<T> scores;
-    for (index b = 0; b < c.batch; ++b)
-        for (index t = 0; t < c.tokens; ++t) {
-            const index at = b * c.tokens + t;
-            T* r = c.probability.data() + at * routed;
+    head_routes::token_block<T> block(how, routed, false, false);
+    for (index first = 0, all = c.batch * c.tokens; first < all; first += block.tokens) {
+        const int count = static_cast<int>(std::min<index>(block.tokens, all - first));
+        for (int n = 0; n < count; ++n) {
+            const index b = (first + n) / c.tokens, t = (first + n) % c.tokens;
             T mean = 0, square = 0;
             for (index i = 0; i < routed; ++i) {
                 const T* row = q.data + q.offset(b, how.shared + i, t, index{0});
                 T sum = 0;
                 for (index d = 0; d < q.extent(3); ++d) sum += row[d * q.stride(3)] * row[d * q.stride(3)];
-                r[i] = std::sqrt(sum);
-                mean += r[i] / static_cast<T>(routed);
+                block.row(i)[n] = std::sqrt(sum);
+                mean += block.row(i)[n] / static_cast<T>(routed);
             }
-            for (index i = 0; i < routed; ++i) square += (r[i] - mean) * (r[i] - mean);
+            for (index i = 0; i < routed; ++i) square += (block.row(i)[n] - mean) * (block.row(i)[n] - mean);
             const T deviation = std::sqrt(square / static_cast<T>(routed - 1));
-            for (index i = 0; i < routed; ++i) r[i] = deviation > 0 ? r[i] / deviation : std::numeric_limits<T>::quiet_NaN();
-            scores.softmax(r, routed);
-            std::int32_t* chosen = c.chosen.data() + at * how.active;
-            if (how.active > 0) scores.choose(r, routed, how.active, chosen);
-            head_routes::set_gates<T>(how, r, routed, nullptr, nullptr, chosen, c.gate.data() + at * c.heads);
+            for (index i = 0; i < routed; ++i)
+                block.row(i)[n] = deviation > 0 ? block.row(i)[n] / deviation : std::numeric_limits<T>::quiet_NaN();
         }
+        block.decide();
+        block.write(c, first, count);
+    }
     return c;
 }
 
