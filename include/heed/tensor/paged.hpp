@@ -91,11 +91,12 @@ struct paged {
         f(pool);
     }
     HEED_NOINLINE void rows(index batch, index head, index first, index count, T*, const T** out) const {
-        index page = first / page_size, row = first % page_size;
+        const index size = page_size, apart = pool.stride(0), step = pool.stride(2);
         const T* of_head = pool.data + head * pool.stride(1);
+        index page = first / size, row = first % size;
         for (index n = 0; count > 0; ++page, row = 0, count -= n, out += n) {
-            n = std::min(count, page_size - row);
-            step_rows(of_head + block_table(batch, page) * pool.stride(0) + row * pool.stride(2), pool.stride(2), n, out);
+            n = std::min(count, size - row);
+            step_rows(of_head + block_table(batch, page) * apart + row * step, step, n, out);
         }
     }
     void check(const char* door, const char* name) const {

@@ -37,10 +37,20 @@ struct stored_rows_of<S> {
     static constexpr bool widens = true, scaled = S::scaled;
 };
 
-// out[i] = at + i step.
+// out[i] = at + i step. By eight: of the plain loop g++ makes 40 instructions before its first store, with pages of 16 rows most of all.
 template <class T>
 HEED_INLINE void step_rows(const T* at, index step, index count, const T** out) {
-    for (index i = 0; i < count; ++i, at += step) out[i] = at;
+    index i = 0;
+#if defined(__GNUC__)
+    typedef index places __attribute__((vector_size(8 * sizeof(index))));
+    const places steps = places{0, 1, 2, 3, 4, 5, 6, 7} * (step * static_cast<index>(sizeof(T)));
+    for (; i + 8 <= count; i += 8, at += 8 * step) {
+        const places eight = steps + reinterpret_cast<index>(at);
+        __builtin_memcpy(out + i, &eight, sizeof eight);
+    }
+#pragma GCC unroll 1
+#endif
+    for (; i < count; ++i, at += step) out[i] = at;
 }
 
 // Rows of a strided view, read in place.
