@@ -4,6 +4,7 @@
 
 #include <heed/mask/window.hpp>
 #include <heed/score/score.hpp>
+#include <heed/tensor/paged.hpp>
 #include <heed/tensor/stored.hpp>
 
 #include <cmath>
@@ -109,6 +110,54 @@ TEST_CASE("rows that are stored otherwise are read through a map as well") {
         CHECK(distance(elements(mine.out.view), elements(exact.out.view)) < 1e-4);
         CHECK(distance(elements(mine.lse), elements(exact.lse)) < 1e-4);
     }
+}
+
+TEST_CASE("of a long cache rows that were asked for ahead are those that are read, also where scores rise and tiles are weighed again") {
+    const ids keys{0, 0, 1, 1, 2, 2, 0}, values{0, 0, 0, 1, 1, 0, 0};
+    const heed::head_map map(keys, values);
+    constexpr heed::index length = 4200, page_size = 24, pages = length / page_size;
+    random_source r(2950);
+    for (const bool rising : {false, true})
+        for (const heed::index queries : {1, 2}) {
+            head_call<float> call(r, {1, 7, 3, 2, queries, length, 16, 16});
+            for (heed::index i = 0; rising && i < 3 * 16; ++i)
+                for (const heed::index t : {700, 3333}) call.k.view(0, i / 16, t, i % 16) *= 60;
+            tensor<std::int32_t> table({1, 1, 1, pages});
+            for (heed::index i = 0; i < pages; ++i) table.view(0, 0, 0, i) = static_cast<std::int32_t>((i * 71 + 5) % pages);
+            const auto paged = [&](const tensor<float>& from, tensor<float>& pool) {
+                for (heed::index h = 0; h < from.view.extent(1); ++h)
+                    for (heed::index i = 0; i < length * 16; ++i) {
+                        const heed::index t = i / 16;
+                        pool.view(table.view(0, 0, 0, t / page_size), h, t % page_size, i % 16) = from.view(0, h, t, i % 16);
+                    }
+                return heed::paged{heed::view<const float, 4>(pool.view),
+                                   heed::view<const std::int32_t, 2>(table.view.data, {1, pages}, {pages, 1}), page_size};
+            };
+            tensor<float> key_pool({pages, 3, page_size, 16}), value_pool({pages, 2, page_size, 16});
+            const auto paged_keys = paged(call.k, key_pool), paged_values = paged(call.v, value_pool);
+            const auto narrow_keys = converted<heed::bfloat16>(call.k.view), narrow_values = converted<heed::bfloat16>(call.v.view);
+            for (const heed::index left : {heed::sliding_window::unlimited, heed::index{2500}}) {
+                const heed::sliding_window window{.left = left, .right = 0};
+                const auto outputs = [&](const auto& k, const auto& v, auto... executor) {
+                    answer<float> a(call.d_out.view.shape);
+                    heed::attention(call.q.view, k, v, a.result(), map, window, executor...);
+                    return a;
+                };
+                const auto exact = [&](const auto& k, const auto& v) {
+                    answer<float> a(call.d_out.view.shape);
+                    heed::reference::attention(call.q.view, k, v, a.result(), map, window);
+                    return a;
+                };
+                INFO("rising " << rising << " queries " << queries << " left " << left);
+                const auto mine = outputs(call.k.view, call.v.view), of_pages = outputs(paged_keys, paged_values),
+                           threads = outputs(call.k.view, call.v.view, shuffled_threads{3, 7});
+                CHECK(distance(elements(mine.out.view), elements(exact(call.k.view, call.v.view).out.view)) < 1e-4);
+                CHECK(elements(mine.out.view) == elements(of_pages.out.view));
+                CHECK(elements(mine.out.view) == elements(threads.out.view));
+                const auto narrow = outputs(narrow_keys.view, narrow_values.view);
+                CHECK(distance(elements(narrow.out.view), elements(exact(narrow_keys.view, narrow_values.view).out.view)) < 1e-4);
+            }
+        }
 }
 
 TEST_CASE("NaN reaches the heads that a map lets read it, and where a mask hides it, nobody") {
