@@ -94,7 +94,10 @@ public:
     }
     void write(head_choice<T>& c, index first, int count) const {
         const auto to = [&](const T* from, index n, std::vector<T>& all) {
-            if (!all.empty()) transpose_into(rows_apart<const T>{from, width}, n, count, rows_apart<T>{all.data() + first * n, n}, T{1});
+            if (all.empty()) return;
+            T* at = all.data() + first * n;
+            for (int t = 0; t < count; ++t)
+                for (index i = 0; i < n; ++i) *at++ = from[i * width + t];
         };
         const T* shared = scores_.data() + routed_ * width;
         to(scores_.data(), routed_, c.probability);
@@ -336,8 +339,8 @@ head_choice<T> route_heads(const head_router<W>& net, const view<const std::type
             at[i] = x.data + x.offset(t / tokens, t % tokens, index{0});
         }
         multiply(at, count, logits.data());
-        transpose_into(rows_apart<const T>{logits.data(), multiply.stride()}, block.width, block.rows(),
-                       rows_apart<T>{block.row(0), block.width}, T{1});
+        transpose_into(rows_apart<const T>{logits.data(), multiply.stride()}, count, block.rows(), rows_apart<T>{block.row(0), block.width},
+                       T{1});
         block.decide();
         block.write(c, first, count);
     }
