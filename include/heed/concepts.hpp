@@ -41,6 +41,7 @@ struct tiling {
     int strip = 32, vector = 16, block = 256;
     int lone = 4;           // a block of one query takes as long as so many queries of a full strip that sees as many keys
     bool by_shape = false;  // an order may depend on shapes alone, not on what was chosen for other sequences
+    index score_rows = 0;   // vectors of scores that a block on lines may have (line_block); 0: there are no such blocks
 };
 
 struct key_run {
@@ -49,6 +50,38 @@ struct key_run {
 };
 
 enum class coverage { empty, partial, full };
+
+// A block of queries that are neighbours on lines, and see lines of keys through windows that move on with them. Query i is at place
+// i % places of line i / places; place p sees, of each key line that its line sees, keys from column first[p] on, where a column is a place
+// as well, counted from `base`. first[p] is lead + p for all but the places of `still`, which share one window's first key (borders).
+struct line_block {
+    static constexpr int most_lines = 64, most_places = 64, most_key_lines = 128, most_keys = 64;
+    int lines = 0, places = 0, key_lines = 0;
+    int keys = 0;               // that a place sees of a key line, at most
+    int base = 0, columns = 0;  // columns that vectors of places meet
+    int lead = 0, still_first = 0;
+    std::uint64_t still = 0;
+    index step = 1;                 // rows between neighbours on a line
+    index begin = 0, end = 0;       // columns where there are keys
+    index key_row[most_key_lines];  // the row of column 0
+    int first[most_places];
+    std::uint64_t seen[most_keys];  // bit p of seen[n]: place p sees column first[p] + n
+    // Key lines lie in planes, of `rows` lines each; a query line sees those of some neighbouring rows in some neighbouring planes.
+    struct range {
+        int first, count;
+    };
+    int rows = 1;
+    range planes_of[most_lines], rows_of[most_lines];
+
+    int slots(int line) const { return planes_of[line].count * rows_of[line].count; }
+    // The number of a key line among those that a query line sees; below 0: none of them.
+    int slot(int line, int plane, int row) const {
+        plane -= planes_of[line].first;
+        row -= rows_of[line].first;
+        const bool inside = plane >= 0 && plane < planes_of[line].count && row >= 0 && row < rows_of[line].count;
+        return inside ? plane * rows_of[line].count + row : -1;
+    }
+};
 
 // Mask: which keys may a query see?
 //   bool allows(b, h, q, k)                     required
@@ -68,6 +101,9 @@ enum class coverage { empty, partial, full };
 //       double keys_of(int n)                   optional, of repeating blocks (pattern_of): keys that n neighbours of a block see together
 //       bool disjoint()                         optional, of repeating blocks: whether every key is visited for one block and no other
 //       index most_keys()                       with keys_of: keys of the largest block before keys are split, by which tiles are cut
+//       int most_lines()                        optional, with lines: lines of a block, if blocks are on lines, as a tiling with score_rows
+//                                               may have them, or 0
+//   void lines(order, i, line_block&)           optional, of repeating blocks: what block i on lines sees, the same for all heads
 //     and bound to a sequence
 //   auto visit(b, h, queries, n, begin, end)    a cursor over the keys in [begin, end) that any of these queries may see: f(keys, most)
 //                                               writes the next ones, ascending, and returns their number, 0 at the end

@@ -189,8 +189,59 @@ verdict check_order(const M& policy, const heed::extents& e, const heed::tiling&
     return {};
 }
 
+// Blocks on lines: what line_block says of a block's queries is what the mask allows.
+template <class M>
+verdict check_lines(const M& policy, const heed::extents& e, const heed::tiling& t) {
+    const auto order = policy.order(t);
+    if (order.most_lines() == 0) return {};
+    const auto mask = heed::ask::bind(policy, e);
+    std::vector<heed::index> rows(static_cast<std::size_t>(t.block));
+    for (heed::index i = 0; i < order.blocks(); ++i) {
+        const int n = order.block(i, rows.data());
+        if (n == 0) continue;
+        heed::line_block b;
+        policy.lines(order, i, b);
+        if (b.lines * b.places != n || b.lines > order.most_lines() || b.places > t.vector || b.key_lines > b.most_key_lines)
+            return broken("block ", i, " of ", n, " queries has ", b.lines, " lines of ", b.places, " places and ", b.key_lines,
+                          " key lines");
+        if (b.lead + t.vector + b.keys - 1 > b.columns || (b.still != 0 && b.still_first + b.keys > b.columns))
+            return broken("block ", i, ": ", b.keys, " keys from column ", b.lead, " on, or ", b.still_first, ", leave ", b.columns);
+        for (int q = 0; q < n; ++q) {
+            const int line = q / b.places, p = q % b.places;
+            if (b.first[p] != ((b.still >> p & 1) != 0 ? b.still_first : b.lead + p))
+                return broken("block ", i, ": place ", p, " sees columns from ", b.first[p], " on");
+            if (rows[static_cast<std::size_t>(q)] != rows[static_cast<std::size_t>(q - p)] + p * b.step)
+                return broken("block ", i, ": query ", q, " is not ", p, " steps behind its line's first");
+            std::vector<char> seen(static_cast<std::size_t>(e.keys), 0);
+            int slots = 0;
+            for (int j = 0; j < b.key_lines; ++j) {
+                const int slot = b.slot(line, j / b.rows, j % b.rows);
+                if (slot < 0) continue;
+                if (slot != slots++) return broken("block ", i, ": slot ", slot, " of line ", line, " is not the next one");
+                for (int k = 0; k < b.keys; ++k) {
+                    if ((b.seen[k] >> p & 1) == 0) continue;
+                    const heed::index column = b.first[p] + k, key = b.key_row[j] + column * b.step;
+                    if (column < b.begin || column >= b.end || key < 0 || key >= e.keys)
+                        return broken("block ", i, ": column ", column, " of key line ", j, " holds no key");
+                    seen[static_cast<std::size_t>(key)] = 1;
+                }
+            }
+            if (slots != b.slots(line)) return broken("block ", i, ": line ", line, " has ", b.slots(line), " slots and shows ", slots);
+            for (heed::index k = 0; k < e.keys; ++k)
+                if ((seen[static_cast<std::size_t>(k)] != 0) != mask.allows(0, 0, rows[static_cast<std::size_t>(q)] + e.offset(), k))
+                    return broken("block ", i, ": query ", q, " and key ", k, " are not what the mask says (", t.vector, " lanes)");
+        }
+    }
+    return {};
+}
+
 template <class M>
 verdict check_order(const M& policy, const heed::extents& e) {
+    if constexpr (requires(const M& m, heed::line_block& b) { m.lines(m.order(heed::tiling{}), 0, b); })
+        for (heed::tiling t : {heed::tiling{32, 16, 256}, heed::tiling{24, 8, 192}, heed::tiling{8, 4, 64}}) {
+            t.score_rows = 4096;
+            if (verdict v = check_lines(policy, e, t); !v) return v;
+        }
     for (const heed::tiling& t : {heed::tiling{}, heed::tiling{16, 4, 16}, heed::tiling{64, 16, 256}, heed::tiling{8, 2, 24}})
         if (verdict v = check_order(policy, e, t); !v) return broken(v, ", strips of ", t.strip, ", blocks of ", t.block);
     return {};

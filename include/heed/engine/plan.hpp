@@ -9,14 +9,15 @@
 namespace heed::inline HEED_ISA {
 
 struct attention_plan {
-    const char* isa = "";     // "avx512", "avx512_bf16" or "avx512_amx", "avx2", "sse2", "emulated"
-    const char* kernel = "";  // "tile loop", "few rows" (features in lanes), "bfloat16 pairs", "matrix tiles", "backward tile loop"
-    index query_tile = 0;     // queries of a strip, in lanes
-    index query_block = 0;    // queries that share a tile of keys in the cache
-    index key_tile = 0;       // keys of a tile
-    tiling tiles;             // what a mask that orders the queries was told
-    index key_splits = 1;     // fixed parts of the keys that are computed apart and merged
-    index tasks = 0;          // pieces of work an executor may run side by side
+    const char* isa = "";  // "avx512", "avx512_bf16" or "avx512_amx", "avx2", "sse2", "emulated"
+    const char* kernel =
+        "";  // "tile loop", "lines" (of a grid), "few rows" (features in lanes), "bfloat16 pairs", "matrix tiles", "backward tile loop"
+    index query_tile = 0;   // queries of a strip, in lanes
+    index query_block = 0;  // queries that share a tile of keys in the cache
+    index key_tile = 0;     // keys of a tile
+    tiling tiles;           // what a mask that orders the queries was told
+    index key_splits = 1;   // fixed parts of the keys that are computed apart and merged
+    index tasks = 0;        // pieces of work an executor may run side by side
     std::size_t workspace_bytes = 0;
     const char* slow_because = nullptr;  // why this call runs below the machine's limit; null if it does not
 

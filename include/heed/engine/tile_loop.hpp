@@ -7,6 +7,8 @@
 // and any number of threads give the same bits.
 #pragma once
 
+#include <heed/engine/line_loop.hpp>
+#include <heed/engine/listed_rows.hpp>
 #include <heed/engine/plan.hpp>
 #include <heed/engine/routed_rows.hpp>
 #include <heed/engine/strip.hpp>
@@ -30,6 +32,8 @@ public:
     using strip_type = strip<Problem>;
     static constexpr int lanes = strip_type::lanes;
     using arranged = typename strip_type::arranged;
+    using lines_type = line_loop<Problem>;
+    using listed = listed_rows<arranged>;
     static constexpr index most_strips = strip_type::most_strips;
     static constexpr index enough_units = 32;  // blocks times heads; with fewer, keys are split too
     static constexpr index part_keys = 2048;   // keys of a part, at least
@@ -47,8 +51,9 @@ public:
         all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
         if (arranged::ordered && p.alone) all_strips_per_block_ = most_strips;
         order_.emplace(arranged::order(p.mask, 0, tiles()));
+        if constexpr (lines_type::possible) on_lines_ = order_->most_lines() > 0;
         if constexpr (arranged::ordered) {
-            joined_ = !Problem::mapped && !Problem::routed && order_->most() < few_queries &&
+            joined_ = !on_lines_ && !Problem::mapped && !Problem::routed && order_->most() < few_queries &&
                       order_->most() * p_.group() <= most_strips * lanes && heads_alike();
             all_strips_per_block_ = (order_->most() + lanes - 1) / lanes;
         }
@@ -90,6 +95,12 @@ public:
         strip_type::take_result(strip, p_, true, lanes);
         arrays_bytes_ = page_multiple(worker.used());
         tile_bytes_ = arrays_bytes_ + (arranged::repeats ? page_multiple(sizeof(typename patterns_type::memory)) : 0);
+        if constexpr (lines_type::possible)
+            if (on_lines_) {
+                arena lines;
+                const lines_type none(p_, lines, order_->most_lines());
+                lines_at_ = std::exchange(tile_bytes_, tile_bytes_ + page_multiple(lines.used()));
+            }
         strip_bytes_ = page_multiple(strip.used());
         list_bytes_ = page_multiple(static_cast<std::size_t>(p_.sequences.count(p_.whole)) * sizeof(share));
     }
@@ -97,7 +108,8 @@ public:
     attention_plan plan(index workers) const {
         attention_plan r;
         r.isa = arch::traits<typename P::arch_type>::name;
-        r.kernel = few_                          ? "few rows"
+        r.kernel = on_lines_                     ? "lines"
+                   : few_                        ? "few rows"
                    : strip_type::takes_tiles(p_) ? "matrix tiles"
                    : strip_type::takes_pairs(p_) ? "bfloat16 pairs"
                                                  : "tile loop";
@@ -180,7 +192,8 @@ private:
     tiling tiles() const {
         constexpr int alone = 7, of_group = 2;  // measured 7.2, and 1.4 for 8 heads (Granite Rapids)
         const int lone = heads_alike() ? std::max<int>(of_group, alone / static_cast<int>(p_.group())) : alone;
-        return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes), lone, p_.alone};
+        const index score_rows = lines_type::possible ? lines_type::score_rows(p_) : 0;
+        return {lanes, P::lanes, static_cast<int>(all_strips_per_block_ * lanes), lone, p_.alone, score_rows};
     }
     // Whether an ordered mask's blocks visit the same keys for all heads of a group, which then may be taken at once.
     bool heads_alike() const {
@@ -263,7 +276,7 @@ private:
         index parts = 1;
         if (p_.parts > 0)
             parts = p_.parts;
-        else if (units > 0 && units < enough_units)
+        else if (!on_lines_ && units > 0 && units < enough_units)
             parts = std::clamp<index>(visited(s) / part_keys, 1, enough_units / units);
         const index key_tiles = std::max<index>(1, (s.keys + tile_keys - 1) / tile_keys), part_tiles = (key_tiles + parts - 1) / parts;
         w.part_keys = part_tiles * tile_keys;
@@ -367,6 +380,11 @@ private:
         std::copy(tile.next_queries, tile.next_queries + listed, tile.queries);
         const place at = place_of(task, tile.queries, listed);
         if (at.count == 0) return;
+        if constexpr (lines_type::possible)
+            if (on_lines_) {
+                arena memory(tiles_ + tile_bytes_ * static_cast<std::size_t>(worker) + lines_at_);
+                return lines_type(p_, memory, order_->most_lines()).run(*order_, at.block, at.rows, at.head, tile.queries);
+            }
         strip_array strips;
         const tile_scope tiles(strip_type::needs_tiles(p_));
         const share& w = share_of(task);
@@ -455,8 +473,8 @@ private:
     // `late` values, the next keys come during the latter.
     void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,
                row_prefetch& keys, row_prefetch& values) const {
-        lying_rows_of(p_.k, at, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
-        lying_rows_of(p_.v, at, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
+        listed::lying(p_.k, at.rows, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
+        listed::lying(p_.v, at.rows, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         if (late > 0) {
             values = {tile.next_key_rows, count, p_.depth(), value_steps};
         } else {
@@ -476,7 +494,7 @@ private:
         const bool lying = reads_rows(p_.q);
         const auto lie = [&](index head, const index* queries, int i, int n) {
             const index row = at.rows.query_begin + *queries;
-            if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, nullptr);
+            if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, static_cast<T*>(nullptr));
             if constexpr (!strip_type::narrow_out)
                 step_rows<T>(p_.out.data + p_.out.offset(at.rows.batch, head, row, index{0}), p_.out.stride(2), n, tile.next_out_rows + i);
         };
@@ -521,9 +539,9 @@ private:
                 std::copy(next, next + count, stored);
                 if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
             } else if (as_stored)
-                lying_rows_of(source, at, head, tile.keys, count, stored, factor);
+                listed::lying(source, at.rows, head, tile.keys, count, stored, factor);
             else
-                wide_rows_of(source, at, head, tile.keys, count, scratch, wide);
+                listed::wide(source, at.rows, head, tile.keys, count, scratch, wide);
             const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {
@@ -549,33 +567,6 @@ private:
         }
     }
 
-    // A source may give the rows of a list at once.
-    template <class Source, class S>
-    static constexpr bool gives_listed =
-        arranged::ordered && requires(const Source& s, const index* keys, const S** out) { s.listed(0, 0, 0, keys, 0, out); };
-    template <class Source>
-    static void wide_rows_of(const Source& source, const place& at, index head, const index* keys, int count, T* scratch, const T** out) {
-        if constexpr (gives_listed<Source, T>) return source.listed(at.rows.batch, head, at.rows.key_begin, keys, count, out);
-        arranged::runs(keys, count, [&](int i, int n) {
-            source.rows(at.rows.batch, head, at.rows.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
-        });
-    }
-    // Rows as they are stored; only of sources that read rows in place.
-    template <class Source, class S>
-    static void lying_rows_of(const Source& source, const place& at, index head, const index* keys, int count, const S** out,
-                              [[maybe_unused]] T* factor) {
-        if constexpr (gives_listed<Source, S>) return source.listed(at.rows.batch, head, at.rows.key_begin, keys, count, out);
-        arranged::runs(keys, count,
-                       [&](int i, int n) { lying_rows(source, at.rows.batch, head, at.rows.key_begin + keys[i], n, out + i, factor + i); });
-    }
-    template <class Source, class S>
-    static void lying_rows(const Source& source, index batch, index head, index first, int count, const S** out,
-                           [[maybe_unused]] T* factor) {
-        if constexpr (stored_rows_of<Source>::widens)
-            source.stored_rows(batch, head, first, count, out, factor);
-        else
-            source.rows(batch, head, first, count, nullptr, out);
-    }
     static constexpr bool squares = Problem::similarity_type::uses_squares;
 
     const Problem& p_;
@@ -584,9 +575,9 @@ private:
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
     int most_of_tile_ = static_cast<int>(tile_keys);
     double step_share_ = 1;  // of the keys of a block that a strip sees, and tiles that are not full
-    bool prefetches_ = false, few_ = true, grouped_ = false,
+    bool on_lines_ = false, prefetches_ = false, few_ = true, grouped_ = false,
          joined_ = false;  // few: every sequence has features in lanes; joined: heads of a group are taken together
-    std::size_t list_bytes_ = 0, arrays_bytes_ = 0, tile_bytes_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
+    std::size_t list_bytes_ = 0, arrays_bytes_ = 0, tile_bytes_ = 0, lines_at_ = 0, strip_bytes_ = 0, kept_bytes_ = 0;
     share* list_ = nullptr;
     std::byte *tiles_ = nullptr, *strips_ = nullptr;
 };

@@ -344,11 +344,13 @@ struct neighborhood {
         entries windows_[N];
     };
     constexpr bound bind(const extents& e) const { return {*this, e}; }
-    neighborhood_order<N> order(const tiling& t) const {
+    neighborhood_order<N> order(tiling t) const {
         std::array<neighborhood_axis, static_cast<std::size_t>(N)> axes;
         for (int a = 0; a < N; ++a) axes[static_cast<std::size_t>(a)] = along(a);
+        if (extra_tokens > 0) t.score_rows = 0;
         return {axes, t};
     }
+    void lines(const neighborhood_order<N>& order, index block, line_block& to) const { order.lines(block, to); }
 
     void check(const char* door, const extents& e) const {
         for (int a = 0; a < N; ++a) along(a).check(door, a);

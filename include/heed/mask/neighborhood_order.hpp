@@ -2,11 +2,13 @@
 //
 // Dilation groups come one after the other, as their windows have no key in common; a group is cut into patches, and the tokens of a
 // patch follow each other row by row. The patch is the one with the least predicted work of the engine: keys times vectors of queries
-// that meet them, and what every visited tile, fetched key and strip costs besides.
+// that meet them, and what every visited tile, fetched key and strip costs besides. Where windows are small, patches as long as a vector
+// may be taken line by line (mask/neighborhood_lines.hpp).
 #pragma once
 
 #include <heed/concepts.hpp>
 #include <heed/mask/neighborhood_axis.hpp>
+#include <heed/mask/neighborhood_lines.hpp>
 
 #include <algorithm>
 #include <array>
@@ -24,6 +26,11 @@ public:
         per_axis patch{};
         double best = -1;
         choose(patch, 0, 1, best);
+        const neighborhood_lines<N> on_lines(axes_, tiles_);
+        if (on_lines.possible() && on_lines.work() < best) {
+            patch_ = on_lines.patch();
+            on_lines_ = true;
+        }
         blocks_ = 1;
         for (std::size_t a = 0; a < axes_.size(); ++a) {
             patches_[a] = (members(a) + patch_[a] - 1) / patch_[a];
@@ -34,8 +41,15 @@ public:
 
     // Tokens of a patch along each axis, members of one dilation group.
     const per_axis& patch() const { return patch_; }
-    // Queries that the engine takes together: the part of a patch that is a strip, or a patch whose rows do not fill whole strips.
+    // Queries that the engine takes together: the part of a patch that is a strip, or a patch whose rows do not fill whole strips; on lines
+    // a vector.
     per_axis tile() const {
+        if (on_lines_) {
+            per_axis vector;
+            vector.fill(1);
+            vector.back() = patch_.back();
+            return vector;
+        }
         const part s = strip_of(patch_);
         return s.whole ? s.size : patch_;
     }
@@ -62,17 +76,15 @@ public:
         for (const index size : patch_) n *= size;
         return static_cast<int>(n);
     }
+    int most_lines() const { return on_lines_ ? static_cast<int>(most() / patch_[patch_.size() - 1]) : 0; }
+    void lines(index i, line_block& to) const {
+        per_axis first{}, count{};
+        find_block(i, first, count);
+        neighborhood_lines<N>::find(axes_, first, count, tiles_.vector, to);
+    }
     int block(index i, index* rows) const {
         per_axis first{}, count{};
-        for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) first[a] = i % patches_[a] * patch_[a];
-        for (std::size_t a = axes_.size(); a-- > 0;) {
-            const index length = axes_[a].length, dilation = axes_[a].dilation, group = i % dilation,
-                        left = (length - group + dilation - 1) / dilation - first[a];
-            i /= dilation;
-            if (left <= 0) return 0;
-            count[a] = std::min(left, patch_[a]);
-            first[a] = group + dilation * first[a];
-        }
+        if (!find_block(i, first, count)) return 0;
         // Rows of the patch along the last axis, of which those along the axes before make one list.
         index starts[3] = {0, 0, 0}, strides[3] = {0, 0, 0}, counts[3] = {1, 1, 1}, stride = 1;
         for (std::size_t a = axes_.size(), j = 3; a-- > 0; stride *= axes_[a].length) {
@@ -104,6 +116,20 @@ public:
 
 private:
     static constexpr index most_slots = 64;  // patches of all dilation groups along an axis
+
+    // Where a block begins along each axis, and how many members it has there; false if there are none.
+    bool find_block(index i, per_axis& first, per_axis& count) const {
+        for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) first[a] = i % patches_[a] * patch_[a];
+        for (std::size_t a = axes_.size(); a-- > 0;) {
+            const index length = axes_[a].length, dilation = axes_[a].dilation, group = i % dilation,
+                        left = (length - group + dilation - 1) / dilation - first[a];
+            i /= dilation;
+            if (left <= 0) return false;
+            count[a] = std::min(left, patch_[a]);
+            first[a] = group + dilation * first[a];
+        }
+        return true;
+    }
 
     // Patches along an axis by how the windows of their members lie; a class has the number of its first patch.
     void find_classes(std::size_t a) {
@@ -230,6 +256,7 @@ private:
     tiling tiles_;
     per_axis patch_{}, patches_{};
     index blocks_ = 0;
+    bool on_lines_ = false;
     unsigned char classes_[N][most_slots] = {};
     double spans_[N][most_spans] = {};
 };
