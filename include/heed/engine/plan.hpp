@@ -10,8 +10,8 @@ namespace heed::inline HEED_ISA {
 
 struct attention_plan {
     const char* isa = "";  // "avx512", "avx512_bf16" or "avx512_amx", "avx2", "sse2", "emulated"
-    const char* kernel =
-        "";  // "tile loop", "lines" (of a grid), "few rows" (features in lanes), "bfloat16 pairs", "matrix tiles", "backward tile loop"
+    // "tile loop", "lines" (of a grid), "few rows" (features in lanes), "bfloat16 pairs", "matrix tiles", "backward tile loop"
+    const char* kernel = "";
     index query_tile = 0;   // queries of a strip, in lanes
     index query_block = 0;  // queries that share a tile of keys in the cache
     index key_tile = 0;     // keys of a tile
