@@ -25,6 +25,7 @@ struct rounded_rows {
     static constexpr bool possible = false;
     struct panel_numbers {};
     struct line {};
+    static constexpr int most_queries = 0;
 };
 
 #if defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
@@ -32,7 +33,7 @@ template <class P>
     requires(arch::traits<typename P::arch_type>::bfloat16_pairs && std::is_same_v<typename P::value_type, float>)
 struct rounded_rows<P> {
     static constexpr bool possible = true;
-    static constexpr int lanes = 16, together = 8;
+    static constexpr int lanes = 16, together = 8, most_queries = 4096;
     static constexpr index quads(index depth) { return (depth + 3) / 4; }
 
     // Panels of some keys and the 32 before them, so that 32 neighbours lie in one panel; row r holds features 4 r ... 4 r + 3, 128 added.
@@ -192,7 +193,7 @@ struct rounded_rows<P> {
             }
         }
     }
-    // Appends number * 2^10 + 16 v + lane for each lane < `wanted` of vector v and number < count whose upper bound reaches the lowest one
+    // Appends number * most_queries + 16 v + lane for each lane < `wanted` of vector v and number < count whose upper bound reaches the lowest one
     // that is kept, or that has no bound. Bounds, and `to`, have room for 64 more.
     HEED_NOINLINE static std::int32_t* list(const bounds& b, const queries& q, index v, index count, index wanted, std::int32_t* to) {
         const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(b.lower + ((v + 1) * b.kept - 1) * lanes), _mm512_loadu_ps(q.step + v * lanes));
@@ -202,7 +203,7 @@ struct rounded_rows<P> {
             _mm512_cvtsepi32_epi16(_mm512_cvt_roundps_epi32(least, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)));
         const std::uint32_t lanes_wanted = ((std::uint32_t{1} << wanted) - 1) * 0x00010001;
         __m512i entry = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(v * lanes)), every_lane());
-        const __m512i next = _mm512_set1_epi32(1 << 10);
+        const __m512i next = _mm512_set1_epi32(most_queries);
         for (index n = 0; n < count; n += 2) {
             const __m512i upper = _mm512_loadu_si512(b.upper + v * b.pitch + n * lanes);
             const std::uint32_t reach = (_mm512_cmpge_epi16_mask(upper, least_steps) | _mm512_cmpeq_epi16_mask(upper, _mm512_set1_epi16(unbounded))) &

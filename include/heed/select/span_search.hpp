@@ -128,14 +128,15 @@ public:
     // What a score must not be below to enter.
     T worst(index query) const { return scores_[at((slots_ - 1) * pitch_ + query)]; }
     // Stripes come from near to far. Lane i is query first + i, a multiple of the lanes.
-    HEED_INLINE void offer(index first, P score, index stripe) {
+    HEED_INLINE void offer(index first, P score, index stripe) { offer(first, score, P(std::bit_cast<T>(static_cast<number>(stripe)))); }
+    // A stripe a lane, the bits of its number.
+    HEED_INLINE void offer(index first, P score, P n) {
         T* scores = scores_.data() + first + (slots_ - 1) * pitch_;
         T* numbers = numbers_.data() + first + (slots_ - 1) * pitch_;
         P held = P::load(scores);
         const auto enters = (!(score < held)) & (!(score == P(lowest)));
         if (!any(enters)) return;
         const auto no_number = score != score;
-        const P n(std::bit_cast<T>(static_cast<number>(stripe)));
         const auto above = [&](const P& other) { return enters & (no_number | (score >= other)); };
         auto here = above(held);
         for (index slot = slots_ - 1; slot > 0; --slot, scores -= pitch_, numbers -= pitch_) {
@@ -188,10 +189,12 @@ public:
         for (index i = rule.window + 1, n = rule.stripe(i); n <= found.length; n = rule.stripe(++i)) stripes_.push_back(n);
         if constexpr (rounded::possible) {
             // Rounding a key takes as long as a few products.
-            const bool pays = found.queries >= P::lanes && k.extent(3) > 0 && k.extent(3) <= most_depth && stripes_.size() < (1 << 20) &&
+            const bool pays = found.queries >= P::lanes && k.extent(3) > 0 && k.extent(3) <= most_depth && stripes_.size() < (1 << 19) &&
                               found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >=
                                   16 * found.length;
             if (pays) {
+                // The more queries at a time, the less often keys come from the third cache; threads want some tasks.
+                while (block_ < rounded::most_queries && 32 * block_ <= found.batch * found.heads * found.queries) block_ *= 2;
                 const index heads = k.extent(0) * k.extent(1), panels = rounded::panels(found.length);
                 rounded_ = std::make_unique_for_overwrite<typename rounded::line[]>(
                     static_cast<std::size_t>(heads * panels * rounded::lines(k.extent(3))));
@@ -214,9 +217,17 @@ public:
     }
     index tasks() const { return found_.batch * found_.heads * blocks(); }
     void run(index task) const {
-        const index h = task / blocks() % found_.heads, b = task / blocks() / found_.heads, first_row = task % blocks() * block;
-        const index begin = std::max(first_row, found_.padding(b)), count = std::min(found_.queries, first_row + block) - begin;
-        if (count <= 0) return;
+        const index h = task / blocks() % found_.heads, b = task / blocks() / found_.heads, first_row = task % blocks() * block_;
+        const index last = std::min(found_.queries, first_row + block_);
+        // Sums of floats depend on which queries are neighbours: those between multiples of `block`.
+        for (index begin = std::max(first_row, found_.padding(b)), end; begin < last; begin = end) {
+            end = begin % block == 0 ? last : std::min(last, begin / block * block + block);
+            run(b, h, begin, end - begin);
+        }
+    }
+
+private:
+    void run(index b, index h, index begin, index count) const {
         const index first = found_.first[static_cast<std::size_t>(b)], seen = begin + found_.offset() - first, depth = q_.extent(3);
         const index rows = (count + 2 * P::lanes - 1) / (2 * P::lanes) * (2 * P::lanes), key_head = h / (found_.heads / k_.extent(1));
         const index pitch = row_shape<P>::padded(depth);
@@ -255,7 +266,6 @@ public:
         }
     }
 
-private:
     using rounded = rounded_rows<P>;
     // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries (51 instead of 54
     // ms with blocks of 2048, whose queries and rows of four stripes are 1.3 MB; 512 as fast; N = 65536, D = 64, Zen 4 with 1 MiB).
@@ -264,10 +274,10 @@ private:
     static constexpr index kept = 8 * P::lanes;  // queries whose scores are kept back
     static constexpr T lowest = -std::numeric_limits<T>::infinity();
     static constexpr index most_depth = 1 << 16;     // whose sums of bytes an integer holds
-    static constexpr index most_bounds = 1 << 18;    // that are kept
+    static constexpr index most_bounds = 1 << 20;    // that are kept
     static constexpr index rows_ahead = 16;    // of keys that are chosen here and there
     using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
-    index blocks() const { return (found_.queries + block - 1) / block; }
+    index blocks() const { return (found_.queries + block_ - 1) / block_; }
 
     // Queries [0, count), the first one the `seen`-th of its keys, of which there are `length`, and the stripes that they meet.
     struct rows_of_task {
@@ -346,50 +356,61 @@ private:
     }
     // Candidates of a vector of queries, at most; with more of them all products are made at once.
     static index most_listed(index queries, index stripes) { return queries * stripes / 4 + 256; }
-    // Candidates [n, end) of `all`, of the queries of vector v from query `from` on: 2^10 times the stripe, and the query from there on. From
-    // near to far for each query.
-    HEED_NOINLINE void take_candidates(const rows_of_task& x, index from, index v, const std::int32_t* list, index n, index end, index all) const {
+    // Candidates of a vector of queries, lane by lane from near to far: rank r of lane l at r times the lanes plus l.
+    struct ranked {
+        T* scores;
+        T* stripes;  // bits of numbers
+    };
+    // Candidates [n, end) of `all`, of the queries of vector v from query `from` on: most_queries times the stripe, and the query from there
+    // on. From near to far for each query.
+    HEED_NOINLINE void take_candidates(const rows_of_task& x, index from, index v, const std::int32_t* list, index n, index end, index all,
+                                       const ranked& by_rank) const {
         constexpr index W = P::lanes;
-        const index first = from + v * W, bytes = x.depth * static_cast<index>(sizeof(K));
-        const auto stripe = [&](index c) { return static_cast<std::size_t>(static_cast<std::uint32_t>(list[c]) / block); };
-        const auto key = [&](index c) {
-            const index query = static_cast<index>(static_cast<std::uint32_t>(list[c]) % block);
-            return x.keys + (x.seen + from + query - stripes_[stripe(c)] + 1) * x.stride;
-        };
+        constexpr std::uint32_t most = rounded::most_queries;
+        const index first = from + v * W, depth = x.depth, bytes = depth * static_cast<index>(sizeof(K)), stride = x.stride, pitch = x.pitch;
+        const index* const stripes = stripes_.data();
+        const K* const keys = x.keys + (x.seen + from + 1) * stride;
+        const T* const queries = x.queries + from * pitch;
+        const auto key = [&](std::uint32_t c) { return keys + (static_cast<index>(c % most) - stripes[c / most]) * stride; };
         // Stripes below have the sums of take_all for vectors whose queries all meet them, to the bit.
-        std::size_t whole = 0;
+        std::uint32_t whole = 0;
         if (first + W <= x.count)
-            whole = static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.begin() + static_cast<index>(x.all), x.seen + first + 1) -
-                                             stripes_.begin()) / together * together;
+            whole = static_cast<std::uint32_t>(std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes) / together * together;
+        index ranks = 0, rank[static_cast<std::size_t>(W)] = {};
         for (; n < end; n += W) {
             const index some = std::min(W, end - n);
             P sums[static_cast<std::size_t>(W)];
             for (index l = 0; l < W; ++l) {
-                const index c = n + std::min(l, some - 1);
                 // A row that is wanted soon; g++ drops a function that does nothing else.
-                if (n + l + rows_ahead < all) {
-                    const char* row = reinterpret_cast<const char*>(key(n + l + rows_ahead));
+                if (const index later = n + l + rows_ahead; later < all) {
+                    const char* row = reinterpret_cast<const char*>(key(static_cast<std::uint32_t>(list[later])));
                     for (index d = 0; d < bytes; d += 64) prefetch<1>(row + d);
                 }
-                const T* query = x.queries + (first + list[c] % W) * x.pitch;
+                const auto c = static_cast<std::uint32_t>(list[n + std::min(l, some - 1)]);
+                const T* const query = queries + static_cast<index>(c % most) * pitch;
                 const K* const of_key = key(c);
-                if (stripe(c) < whole) {
+                if (c / most < whole) {
                     P sum(0);
                     index d = 0;
-                    for (; d + P::lanes <= x.depth; d += P::lanes) sum = fma(load_as<P>(of_key + d), P::load(query + d), sum);
-                    if (d < x.depth) sum = fma(load_first<P>(of_key + d, x.depth - d), P::load(query + d), sum);
+                    for (; d + W <= depth; d += W) sum = fma(load_as<P>(of_key + d), P::load(query + d), sum);
+                    if (d < depth) sum = fma(load_first<P>(of_key + d, depth - d), P::load(query + d), sum);
                     sums[l] = sum;
                 } else {
-                    sums[l] = row_product<P>(of_key, x.depth, query);
+                    sums[l] = row_product<P>(of_key, depth, query);
                 }
             }
             T scores[static_cast<std::size_t>(W)];
             lane_sums(sums, lanes_of_sums{}).store(scores);
             for (index l = 0; l < some; ++l) {
-                const index query = first + list[n + l] % W;
-                if (!(scores[l] < x.best.worst(query))) x.best.offer_one(query, scores[l], static_cast<index>(stripe(n + l)));
+                const auto c = static_cast<std::uint32_t>(list[n + l]);
+                const auto lane = static_cast<index>(c % W);
+                const index r = rank[lane]++;
+                if (r == ranks) P(lowest).store(by_rank.scores + ranks++ * W);
+                by_rank.scores[r * W + lane] = scores[l];
+                by_rank.stripes[r * W + lane] = std::bit_cast<T>(static_cast<std::int32_t>(c / most));
             }
         }
+        for (index r = 0; r < ranks; ++r) x.best.offer(first, P::load(by_rank.scores + r * W), P::load(by_rank.stripes + r * W));
     }
 
     auto rounded_keys(index head) const {
@@ -403,7 +424,7 @@ private:
             const auto k = rounded_keys(head);
             const float longest = rounded::longest(k, rounded::panels(found_.length));
             const index slots = found_.slots, all = static_cast<index>(x.all), pitch = (all + 2 * rounded::together) * W;
-            const index most = std::clamp<index>(most_bounds / pitch / 2 * 2, 2, block / W);  // vectors of queries
+            const index most = std::clamp<index>(most_bounds / pitch / 2 * 2, 2, block_ / W);  // vectors of queries
             const auto floats = [](index count) { return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count)); };
             const auto integers = [](index count) { return std::make_unique_for_overwrite<std::int32_t[]>(static_cast<std::size_t>(count)); };
             const auto lower = floats(most * slots * W), lengths = floats(3 * most * W);
@@ -411,6 +432,8 @@ private:
             const auto numbers = std::make_unique_for_overwrite<typename rounded::line[]>(static_cast<std::size_t>(most * (rounded::quads(x.depth) + 1)));
             // What is left of vectors' queries, and what one vector adds before it is known how many these are.
             const auto list = integers(most * most_listed(W, all) + (all + 4) * W);
+            const auto of_ranks = floats(2 * (all + 1) * W);
+            const ranked by_rank{of_ranks.get(), of_ranks.get() + (all + 1) * W};
             const typename rounded::queries queries{numbers[static_cast<std::size_t>(most)].lanes, numbers[0].lanes, lengths.get(), lengths.get() + most * W,
                                                     lengths.get() + 2 * most * W};
             for (index from = 0; from < x.count; from += most * W) {
@@ -437,7 +460,7 @@ private:
                     rounded::template bound<false>(k, near, some, every, queries, x.depth, to);
                     rounded::template bound<true>(k, near, every, even, queries, x.depth, to);
                 }
-                index ends[static_cast<std::size_t>(block / W)];
+                index ends[rounded::most_queries / W];
                 std::int32_t* end = list.get();
                 for (index v = 0; v < vectors; ++v) {
                     const index i = from + v * W, existing = std::min(W, x.count - i);
@@ -449,7 +472,7 @@ private:
                         take_all(x, i, i + existing);
                     ends[v] = end - list.get();
                 }
-                for (index v = 0, n = 0; v < vectors; n = ends[v++]) take_candidates(x, from, v, list.get(), n, ends[v], end - list.get());
+                for (index v = 0, n = 0; v < vectors; n = ends[v++]) take_candidates(x, from, v, list.get(), n, ends[v], end - list.get(), by_rank);
             }
         }
     }
@@ -504,6 +527,7 @@ private:
     const span_rule& rule_;
     spans& found_;
     std::vector<index> stripes_;
+    index block_ = block;  // queries of a task
     std::unique_ptr<typename rounded::line[]> rounded_;
     std::unique_ptr<typename rounded::panel_numbers[]> rounded_numbers_;
 };
