@@ -82,7 +82,8 @@ struct rounded_rows<P> {
             }
         }
         whole = s.unit * (length(whole, depth) + length(rest, depth));
-        to.numbers[p] = s.unit == 0 ? panel_numbers{0, 0, none} : panel_numbers{s.unit, whole, s.unit * length(rest, depth) + whole * slack(depth)};
+        to.numbers[p] =
+            s.unit == 0 ? panel_numbers{0, 0, none} : panel_numbers{s.unit, whole, s.unit * length(rest, depth) + whole * slack(depth)};
     }
 
     // The largest of all panels' keys that have bounds.
@@ -109,8 +110,8 @@ struct rounded_rows<P> {
         }
         for (index d = 0; d < depth; d += 4 * lanes) {
             for (index i = 0; i < lanes; ++i)
-                to.offset[v * lanes + i] -= 128 * round(rows + i * stride + d, std::min<index>(4 * lanes, depth - d), s[i], 0, scratch + i * lanes,
-                                                        squares[0][i], squares[1][i]);
+                to.offset[v * lanes + i] -= 128 * round(rows + i * stride + d, std::min<index>(4 * lanes, depth - d), s[i], 0,
+                                                        scratch + i * lanes, squares[0][i], squares[1][i]);
             turn(scratch, quads(std::min<index>(4 * lanes, depth - d)), to.quads + (v * quads(depth) + d / 4) * lanes, lanes);
         }
         for (index i = 0; i < lanes; ++i) {
@@ -128,8 +129,8 @@ struct rounded_rows<P> {
         index first[together], begin[together];
         int existing;
     };
-    // Vector v's bounds from above in steps, `pitch` times v apart: `absent` for what does not exist, `unbounded` for what has no bound; and
-    // the `kept` highest bounds from below.
+    // Vector v's bounds from above in steps, `pitch` times v apart: `absent` for what does not exist, `unbounded` for what has no bound;
+    // and the `kept` highest bounds from below.
     static constexpr std::int16_t absent = -32767, unbounded = -32768;
     struct bounds {
         std::int16_t* upper;
@@ -164,8 +165,8 @@ struct rounded_rows<P> {
 #pragma GCC unroll 8
                 for (int j = 0; j < together; ++j) {
                     const __m512 middle = _mm512_mul_ps(_mm512_cvtepi32_ps(tile.c[h][j]), _mm512_set1_ps(numbers[j]->unit));
-                    const __m512 off = _mm512_fmadd_ps(whole, _mm512_set1_ps(numbers[j]->rest),
-                                                       _mm512_mul_ps(rest, _mm512_set1_ps(numbers[j]->whole)));
+                    const __m512 off =
+                        _mm512_fmadd_ps(whole, _mm512_set1_ps(numbers[j]->rest), _mm512_mul_ps(rest, _mm512_set1_ps(numbers[j]->whole)));
                     __m512i above = _mm512_cvt_roundps_epi32(_mm512_mul_ps(_mm512_add_ps(middle, off), step),
                                                              _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
                     // The second operand survives what is no number.
@@ -193,21 +194,21 @@ struct rounded_rows<P> {
             }
         }
     }
-    // Appends number * most_queries + 16 v + lane for each lane < `wanted` of vector v and number < count whose upper bound reaches the lowest one
-    // that is kept, or that has no bound. Bounds, and `to`, have room for 64 more.
+    // Appends number * most_queries + 16 v + lane for each lane < `wanted` of vector v and number < count whose upper bound reaches the
+    // lowest one that is kept, or that has no bound. Bounds, and `to`, have room for 64 more.
     HEED_NOINLINE static std::int32_t* list(const bounds& b, const queries& q, index v, index count, index wanted, std::int32_t* to) {
         const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(b.lower + ((v + 1) * b.kept - 1) * lanes), _mm512_loadu_ps(q.step + v * lanes));
         // What is no number, or less than any bound, asks for all that exist.
         const __m512 least = _mm512_max_ps(kept, _mm512_set1_ps(absent + 1));
-        const __m512i least_steps = _mm512_broadcast_i64x4(
-            _mm512_cvtsepi32_epi16(_mm512_cvt_roundps_epi32(least, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)));
+        const __m512i least_steps =
+            _mm512_broadcast_i64x4(_mm512_cvtsepi32_epi16(_mm512_cvt_roundps_epi32(least, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)));
         const std::uint32_t lanes_wanted = ((std::uint32_t{1} << wanted) - 1) * 0x00010001;
         __m512i entry = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(v * lanes)), every_lane());
         const __m512i next = _mm512_set1_epi32(most_queries);
         for (index n = 0; n < count; n += 2) {
             const __m512i upper = _mm512_loadu_si512(b.upper + v * b.pitch + n * lanes);
-            const std::uint32_t reach = (_mm512_cmpge_epi16_mask(upper, least_steps) | _mm512_cmpeq_epi16_mask(upper, _mm512_set1_epi16(unbounded))) &
-                                        lanes_wanted;
+            const std::uint32_t reach =
+                (_mm512_cmpge_epi16_mask(upper, least_steps) | _mm512_cmpeq_epi16_mask(upper, _mm512_set1_epi16(unbounded))) & lanes_wanted;
             const auto append = [&](std::uint32_t bits) {
                 _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), entry));
                 to += std::popcount(bits);
@@ -248,10 +249,11 @@ private:
         for (index d = 0; d < depth; d += lanes) most = _mm512_max_epu32(most, _mm512_castps_si512(_mm512_abs_ps(part(row, depth, d))));
         return _mm512_reduce_max_epu32(most);
     }
-    // `count` <= 64 numbers, `bias` added to these and to the zeros behind them. Returns their sum without it; adds squares of the row, and of
-    // what rounding leaves, in units.
+    // `count` <= 64 numbers, `bias` added to these and to the zeros behind them. Returns their sum without it; adds squares of the row, and
+    // of what rounding leaves, in units.
     template <class S>
-    HEED_INLINE static std::int32_t round(const S* row, index count, const scale& s, int bias, std::int32_t* to, float& whole, float& rest) {
+    HEED_INLINE static std::int32_t round(const S* row, index count, const scale& s, int bias, std::int32_t* to, float& whole,
+                                          float& rest) {
         const __m512 unit = _mm512_set1_ps(s.unit), by = _mm512_set1_ps(s.per_unit);
         __m512i sum = _mm512_setzero_si512();
         __m512 squares = _mm512_setzero_ps(), left_squares = _mm512_setzero_ps();

@@ -12,6 +12,7 @@
 #include <heed/kernel/rounded_rows.hpp>
 #include <heed/kernel/row_products.hpp>
 #include <heed/policy.hpp>
+#include <heed/select/best_stripes.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/dtype.hpp>
 #include <heed/tensor/error.hpp>
@@ -113,72 +114,11 @@ struct spans {
     }
 };
 
-// The best stripes so far of some neighbouring queries, which lie in lanes: slot by slot, a row of scores and one of numbers.
-template <class P>
-class best_stripes {
-public:
-    using T = typename P::value_type;
-    using number = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;  // whose bits are kept in a T
-
-    best_stripes(index queries, index slots)
-        : slots_(slots),
-          pitch_((queries + P::lanes - 1) / P::lanes * P::lanes),
-          scores_(at(slots_ * pitch_), lowest),
-          numbers_(at(slots_ * pitch_)) {}
-    // What a score must not be below to enter.
-    T worst(index query) const { return scores_[at((slots_ - 1) * pitch_ + query)]; }
-    // Stripes come from near to far. Lane i is query first + i, a multiple of the lanes.
-    HEED_INLINE void offer(index first, P score, index stripe) { offer(first, score, P(std::bit_cast<T>(static_cast<number>(stripe)))); }
-    // A stripe a lane, the bits of its number.
-    HEED_INLINE void offer(index first, P score, P n) {
-        T* scores = scores_.data() + first + (slots_ - 1) * pitch_;
-        T* numbers = numbers_.data() + first + (slots_ - 1) * pitch_;
-        P held = P::load(scores);
-        const auto enters = (!(score < held)) & (!(score == P(lowest)));
-        if (!any(enters)) return;
-        const auto no_number = score != score;
-        const auto above = [&](const P& other) { return enters & (no_number | (score >= other)); };
-        auto here = above(held);
-        for (index slot = slots_ - 1; slot > 0; --slot, scores -= pitch_, numbers -= pitch_) {
-            const P better = P::load(scores - pitch_);
-            const auto passes = above(better);
-            select(passes, better, select(here, score, held)).store(scores);
-            select(passes, P::load(numbers - pitch_), select(here, n, P::load(numbers))).store(numbers);
-            here = passes;
-            held = better;
-        }
-        select(here, score, held).store(scores);
-        select(here, n, P::load(numbers)).store(numbers);
-    }
-    void offer_one(index query, T score, index stripe) {
-        if (score == lowest) return;
-        index slot = slots_;
-        for (; slot > 0; --slot) {
-            const std::size_t r = at((slot - 1) * pitch_ + query);
-            if (score == score && !(score >= scores_[r])) break;
-            if (slot == slots_) continue;
-            scores_[r + at(pitch_)] = scores_[r];
-            numbers_[r + at(pitch_)] = numbers_[r];
-        }
-        if (slot == slots_) return;
-        scores_[at(slot * pitch_ + query)] = score;
-        numbers_[at(slot * pitch_ + query)] = std::bit_cast<T>(static_cast<number>(stripe));
-    }
-    T score(index query, index slot) const { return scores_[at(slot * pitch_ + query)]; }
-    bool used(index query, index slot) const { return score(query, slot) != lowest; }
-    index stripe(index query, index slot) const { return std::bit_cast<number>(numbers_[at(slot * pitch_ + query)]); }
-
-private:
-    static constexpr T lowest = -std::numeric_limits<T>::infinity();
-    static constexpr std::size_t at(index i) { return static_cast<std::size_t>(i); }
-    index slots_, pitch_;
-    std::vector<T> scores_, numbers_;
-};
-
-// The search of one call, in tasks of up to `block` queries of one head, once its preparations are done. Writes each slot of `found` once.
+// The search of one call, in tasks of queries of one head, once its preparations are done. Writes each slot of `found` once.
 //
-// Where bytes are multiplied at four times the rate of floats, bounds of all scores come first, from rows of bytes. The anchors whose upper
-// bound reaches as high as as many lower bounds as there are slots, 4 to 5 of 170, are then multiplied as they would be without.
+// Where rows of bytes have products (kernel/rounded_rows.hpp), strict bounds of all scores come first. The anchors whose upper bound is not
+// below as many lower bounds as there are slots, 6 of 170 or so, are then multiplied as they would be without, so that the choice is the
+// same to the bit. It takes a byte for each feature of a key, and up to 3 MB a worker.
 template <class Q, class K>
 class span_search {
 public:
@@ -189,16 +129,17 @@ public:
         for (index i = rule.window + 1, n = rule.stripe(i); n <= found.length; n = rule.stripe(++i)) stripes_.push_back(n);
         if constexpr (rounded::possible) {
             // Rounding a key takes as long as a few products.
-            const bool pays = found.queries >= P::lanes && k.extent(3) > 0 && k.extent(3) <= most_depth && stripes_.size() < (1 << 19) &&
-                              found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >=
-                                  16 * found.length;
+            const bool pays =
+                found.queries >= P::lanes && k.extent(3) > 0 && k.extent(3) <= most_depth && stripes_.size() < (1 << 19) &&
+                found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >= 16 * found.length;
             if (pays) {
                 // The more queries at a time, the less often keys come from the third cache; threads want some tasks.
                 while (block_ < rounded::most_queries && 32 * block_ <= found.batch * found.heads * found.queries) block_ *= 2;
                 const index heads = k.extent(0) * k.extent(1), panels = rounded::panels(found.length);
                 rounded_ = std::make_unique_for_overwrite<typename rounded::line[]>(
                     static_cast<std::size_t>(heads * panels * rounded::lines(k.extent(3))));
-                rounded_numbers_ = std::make_unique_for_overwrite<typename rounded::panel_numbers[]>(static_cast<std::size_t>(heads * panels));
+                rounded_numbers_ =
+                    std::make_unique_for_overwrite<typename rounded::panel_numbers[]>(static_cast<std::size_t>(heads * panels));
             }
         }
     }
@@ -245,7 +186,8 @@ private:
         best_stripes<P> best(count, found_.slots);
         const std::size_t all =
             static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.end(), seen + count) - stripes_.begin());
-        const rows_of_task x{&k_(b, key_head, first, 0), k_.stride(2), queries, pitch, depth, count, seen, found_.length - first, all, best};
+        const rows_of_task x{&k_(b, key_head, first, 0), k_.stride(2), queries, pitch, depth, count, seen,
+                             found_.length - first,      all,          best};
         if (count < P::lanes)
             take_one_by_one(x);
         else if (rounded_)
@@ -273,9 +215,9 @@ private:
     static constexpr std::size_t together = 4;
     static constexpr index kept = 8 * P::lanes;  // queries whose scores are kept back
     static constexpr T lowest = -std::numeric_limits<T>::infinity();
-    static constexpr index most_depth = 1 << 16;     // whose sums of bytes an integer holds
-    static constexpr index most_bounds = 1 << 20;    // that are kept
-    static constexpr index rows_ahead = 16;    // of keys that are chosen here and there
+    static constexpr index most_depth = 1 << 16;   // whose sums of bytes an integer holds
+    static constexpr index most_bounds = 1 << 20;  // that are kept
+    static constexpr index rows_ahead = 16;        // of keys that are chosen here and there
     using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
     index blocks() const { return (found_.queries + block_ - 1) / block_; }
 
@@ -361,13 +303,14 @@ private:
         T* scores;
         T* stripes;  // bits of numbers
     };
-    // Candidates [n, end) of `all`, of the queries of vector v from query `from` on: most_queries times the stripe, and the query from there
-    // on. From near to far for each query.
+    // Candidates [n, end) of `all`, of the queries of vector v from query `from` on: most_queries times the stripe, and the query from
+    // there on. From near to far for each query.
     HEED_NOINLINE void take_candidates(const rows_of_task& x, index from, index v, const std::int32_t* list, index n, index end, index all,
                                        const ranked& by_rank) const {
         constexpr index W = P::lanes;
         constexpr std::uint32_t most = rounded::most_queries;
-        const index first = from + v * W, depth = x.depth, bytes = depth * static_cast<index>(sizeof(K)), stride = x.stride, pitch = x.pitch;
+        const index first = from + v * W, depth = x.depth, bytes = depth * static_cast<index>(sizeof(K)), stride = x.stride,
+                    pitch = x.pitch;
         const index* const stripes = stripes_.data();
         const K* const keys = x.keys + (x.seen + from + 1) * stride;
         const T* const queries = x.queries + from * pitch;
@@ -375,7 +318,8 @@ private:
         // Stripes below have the sums of take_all for vectors whose queries all meet them, to the bit.
         std::uint32_t whole = 0;
         if (first + W <= x.count)
-            whole = static_cast<std::uint32_t>(std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes) / together * together;
+            whole =
+                static_cast<std::uint32_t>(std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes) / together * together;
         index ranks = 0, rank[static_cast<std::size_t>(W)] = {};
         for (; n < end; n += W) {
             const index some = std::min(W, end - n);
@@ -426,16 +370,19 @@ private:
             const index slots = found_.slots, all = static_cast<index>(x.all), pitch = (all + 2 * rounded::together) * W;
             const index most = std::clamp<index>(most_bounds / pitch / 2 * 2, 2, block_ / W);  // vectors of queries
             const auto floats = [](index count) { return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count)); };
-            const auto integers = [](index count) { return std::make_unique_for_overwrite<std::int32_t[]>(static_cast<std::size_t>(count)); };
+            const auto integers = [](index count) {
+                return std::make_unique_for_overwrite<std::int32_t[]>(static_cast<std::size_t>(count));
+            };
             const auto lower = floats(most * slots * W), lengths = floats(3 * most * W);
             const auto upper = std::make_unique_for_overwrite<std::int16_t[]>(static_cast<std::size_t>(most * pitch));
-            const auto numbers = std::make_unique_for_overwrite<typename rounded::line[]>(static_cast<std::size_t>(most * (rounded::quads(x.depth) + 1)));
+            const auto numbers =
+                std::make_unique_for_overwrite<typename rounded::line[]>(static_cast<std::size_t>(most * (rounded::quads(x.depth) + 1)));
             // What is left of vectors' queries, and what one vector adds before it is known how many these are.
             const auto list = integers(most * most_listed(W, all) + (all + 4) * W);
             const auto of_ranks = floats(2 * (all + 1) * W);
             const ranked by_rank{of_ranks.get(), of_ranks.get() + (all + 1) * W};
-            const typename rounded::queries queries{numbers[static_cast<std::size_t>(most)].lanes, numbers[0].lanes, lengths.get(), lengths.get() + most * W,
-                                                    lengths.get() + 2 * most * W};
+            const typename rounded::queries queries{numbers[static_cast<std::size_t>(most)].lanes, numbers[0].lanes, lengths.get(),
+                                                    lengths.get() + most * W, lengths.get() + 2 * most * W};
             for (index from = 0; from < x.count; from += most * W) {
                 const index vectors = std::min(most, (x.count - from + W - 1) / W), seen = x.seen + from;
                 const index even = (vectors + 1) / 2 * 2;
@@ -472,7 +419,8 @@ private:
                         take_all(x, i, i + existing);
                     ends[v] = end - list.get();
                 }
-                for (index v = 0, n = 0; v < vectors; n = ends[v++]) take_candidates(x, from, v, list.get(), n, ends[v], end - list.get(), by_rank);
+                for (index v = 0, n = 0; v < vectors; n = ends[v++])
+                    take_candidates(x, from, v, list.get(), n, ends[v], end - list.get(), by_rank);
             }
         }
     }
