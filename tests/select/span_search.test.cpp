@@ -183,7 +183,8 @@ TEST_CASE("spans are those of the literal rule for any shape, law, padding and n
 
 TEST_CASE("a search of float is that of double where products are exact: whatever rows' lengths, ties, NaN, infinity, padding and blocks") {
     heed_test::random_source r(2705);
-    enum kind { numbers, signs, zeros, outliers, powers, alike, no_numbers, kinds };
+    // In the last two the rows of one side alone lose by rounding to bytes.
+    enum kind { numbers, signs, zeros, outliers, powers, alike, no_numbers, bytes_of_keys, bytes_of_queries, kinds };
     for (int round = 0; round < 4 * kinds + 1; ++round) {
         // The last round has enough queries for larger blocks of them.
         const bool large = round == 4 * kinds;
@@ -208,6 +209,8 @@ TEST_CASE("a search of float is that of double where products are exact: whateve
                         e = size * static_cast<double>(what == signs   ? r.between(-1, 1)
                                                        : what == alike ? 40 + r.between(0, 1)
                                                                        : r.between(-50, 50));
+                        if (what == (&x == &k ? bytes_of_keys : bytes_of_queries))
+                            e = static_cast<double>(d == 0 ? 127 : r.between(-127, 127));
                         if (what == no_numbers && r.chance(1) && r.chance(10)) e = r.one_of({none, infinity, -infinity});
                     }
                 }

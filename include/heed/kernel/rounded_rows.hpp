@@ -38,7 +38,7 @@ struct rounded_rows<P> {
 
     // Panels of some keys and the 32 before them, so that 32 neighbours lie in one panel; row r holds features 4 r ... 4 r + 3, 128 added.
     // A row has an odd number of lines, for the sets of the first cache, and those of a panel lie in few pages.
-    static constexpr index panel = 256, before = 2 * lanes, row = panel + 3 * lanes;
+    static constexpr index panel = 256, before = 2 * lanes, row_keys = panel + 3 * lanes;
     struct panel_numbers {
         float unit, whole, rest;  // s, and the largest of |s r| and |d|, or more
     };
@@ -50,7 +50,7 @@ struct rounded_rows<P> {
         panel_numbers* numbers;
         index lines_of_panel;
     };
-    static constexpr index lines(index depth) { return quads(depth) * (row / lanes); }
+    static constexpr index lines(index depth) { return quads(depth) * (row_keys / lanes); }
     // Pairs of vectors that start before key 0 by at most 32, or at one of `count` keys, lie in so many panels.
     static constexpr index panels(index count) { return (count + before) / panel + 1; }
 
@@ -74,7 +74,7 @@ struct rounded_rows<P> {
                     round(all + (exists ? key + i : 0) * stride + d, exists ? std::min<index>(4 * lanes, depth - d) : 0, s, 128,
                           scratch + i * lanes, squares[0][i], squares[1][i]);
                 }
-                turn(scratch, quads(std::min<index>(4 * lanes, depth - d)), first + d / 4 * row + n, row);
+                turn(scratch, quads(std::min<index>(4 * lanes, depth - d)), first + d / 4 * row_keys + n, row_keys);
             }
             for (index i = 0; i < lanes; ++i) {
                 whole = std::max(whole, squares[0][i]);
@@ -286,7 +286,7 @@ private:
                 c[1][j] = _mm512_loadu_si512(offset + lanes);
             }
             const std::int32_t* const second = query + count * lanes;
-            for (index at = 0, i = 0; i < count * lanes; at += row, i += lanes) {
+            for (index at = 0, i = 0; i < count * lanes; at += row_keys, i += lanes) {
                 const __m512i q = _mm512_loadu_si512(query + i), r = _mm512_loadu_si512(second + i);
 #pragma GCC unroll 8
                 for (int j = 0; j < together; ++j) add(c[0][j], c[1][j], near[j] + at, turns[j], q, r);

@@ -130,7 +130,8 @@ public:
         if constexpr (rounded::possible) {
             // Rounding a key takes as long as a few products.
             const bool pays =
-                found.queries >= P::lanes && k.extent(3) > 0 && k.extent(3) <= most_depth && stripes_.size() < (1 << 19) &&
+                found.queries >= P::lanes && !stripes_.empty() && stripes_.size() < (1 << 19) && k.extent(3) > 0 &&
+                k.extent(3) <= most_depth &&
                 found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >= 16 * found.length;
             if (pays) {
                 // The more queries at a time, the less often keys come from the third cache; threads want some tasks.
