@@ -8,8 +8,11 @@
 #pragma once
 
 #include <heed/concepts.hpp>
+#include <heed/kernel/gemm_tile.hpp>
+#include <heed/kernel/rounded_rows.hpp>
 #include <heed/kernel/row_products.hpp>
 #include <heed/policy.hpp>
+#include <heed/select/best_stripes.hpp>
 #include <heed/simd.hpp>
 #include <heed/tensor/dtype.hpp>
 #include <heed/tensor/error.hpp>
@@ -23,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -110,68 +114,11 @@ struct spans {
     }
 };
 
-// The best stripes so far of some neighbouring queries, which lie in lanes: slot by slot, a row of scores and one of numbers.
-template <class P>
-class best_stripes {
-public:
-    using T = typename P::value_type;
-    using number = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;  // whose bits are kept in a T
-
-    best_stripes(index queries, index slots)
-        : slots_(slots),
-          pitch_((queries + P::lanes - 1) / P::lanes * P::lanes),
-          scores_(at(slots_ * pitch_), lowest),
-          numbers_(at(slots_ * pitch_)) {}
-    // What a score must not be below to enter.
-    T worst(index query) const { return scores_[at((slots_ - 1) * pitch_ + query)]; }
-    // Stripes come from near to far. Lane i is query first + i, a multiple of the lanes.
-    HEED_INLINE void offer(index first, P score, index stripe) {
-        T* scores = scores_.data() + first + (slots_ - 1) * pitch_;
-        T* numbers = numbers_.data() + first + (slots_ - 1) * pitch_;
-        P held = P::load(scores);
-        const auto enters = (!(score < held)) & (!(score == P(lowest)));
-        if (!any(enters)) return;
-        const auto no_number = score != score;
-        const P n(std::bit_cast<T>(static_cast<number>(stripe)));
-        const auto above = [&](const P& other) { return enters & (no_number | (score >= other)); };
-        auto here = above(held);
-        for (index slot = slots_ - 1; slot > 0; --slot, scores -= pitch_, numbers -= pitch_) {
-            const P better = P::load(scores - pitch_);
-            const auto passes = above(better);
-            select(passes, better, select(here, score, held)).store(scores);
-            select(passes, P::load(numbers - pitch_), select(here, n, P::load(numbers))).store(numbers);
-            here = passes;
-            held = better;
-        }
-        select(here, score, held).store(scores);
-        select(here, n, P::load(numbers)).store(numbers);
-    }
-    void offer_one(index query, T score, index stripe) {
-        if (score == lowest) return;
-        index slot = slots_;
-        for (; slot > 0; --slot) {
-            const std::size_t r = at((slot - 1) * pitch_ + query);
-            if (score == score && !(score >= scores_[r])) break;
-            if (slot == slots_) continue;
-            scores_[r + at(pitch_)] = scores_[r];
-            numbers_[r + at(pitch_)] = numbers_[r];
-        }
-        if (slot == slots_) return;
-        scores_[at(slot * pitch_ + query)] = score;
-        numbers_[at(slot * pitch_ + query)] = std::bit_cast<T>(static_cast<number>(stripe));
-    }
-    T score(index query, index slot) const { return scores_[at(slot * pitch_ + query)]; }
-    bool used(index query, index slot) const { return score(query, slot) != lowest; }
-    index stripe(index query, index slot) const { return std::bit_cast<number>(numbers_[at(slot * pitch_ + query)]); }
-
-private:
-    static constexpr T lowest = -std::numeric_limits<T>::infinity();
-    static constexpr std::size_t at(index i) { return static_cast<std::size_t>(i); }
-    index slots_, pitch_;
-    std::vector<T> scores_, numbers_;
-};
-
-// The search of one call, in tasks of up to `block` queries of one head. Writes each slot of `found` once.
+// The search of one call, in tasks of queries of one head, once its preparations are done. Writes each slot of `found` once.
+//
+// Where rows of bytes have products (kernel/rounded_rows.hpp), strict bounds of all scores come first. The anchors whose upper bound is not
+// below as many lower bounds as there are slots, 6 of 170 or so, are then multiplied as they would be without, so that the choice is the
+// same to the bit. It takes a byte for each feature of a key, and up to 3 MB a worker.
 template <class Q, class K>
 class span_search {
 public:
@@ -180,15 +127,51 @@ public:
 
     span_search(const view<Q, 4>& q, const view<K, 4>& k, const span_rule& rule, spans& found) : q_(q), k_(k), rule_(rule), found_(found) {
         for (index i = rule.window + 1, n = rule.stripe(i); n <= found.length; n = rule.stripe(++i)) stripes_.push_back(n);
+        if constexpr (rounded::possible) {
+            // Rounding a key takes as long as a few products.
+            const bool pays =
+                found.queries >= P::lanes && !stripes_.empty() && stripes_.size() < (1 << 19) && k.extent(3) > 0 &&
+                k.extent(3) <= most_depth &&
+                found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >= 16 * found.length;
+            if (pays) {
+                // The more queries at a time, the less often keys come from the third cache; threads want some tasks.
+                while (block_ < rounded::most_queries && 32 * block_ <= found.batch * found.heads * found.queries) block_ *= 2;
+                const index heads = k.extent(0) * k.extent(1), panels = rounded::panels(found.length);
+                rounded_ = std::make_unique_for_overwrite<typename rounded::line[]>(
+                    static_cast<std::size_t>(heads * panels * rounded::lines(k.extent(3))));
+                rounded_numbers_ =
+                    std::make_unique_for_overwrite<typename rounded::panel_numbers[]>(static_cast<std::size_t>(heads * panels));
+            }
+        }
+    }
+    index preparations() const {
+        if constexpr (rounded::possible)
+            return rounded_ ? k_.extent(0) * k_.extent(1) * rounded::panels(found_.length) : 0;
+        else
+            return 0;
+    }
+    void prepare([[maybe_unused]] index task) {
+        if constexpr (rounded::possible) {
+            const index panels = rounded::panels(found_.length), head = task / panels;
+            rounded::round_keys(&k_(head / k_.extent(1), head % k_.extent(1), 0, 0), k_.stride(2), found_.length, k_.extent(3),
+                                rounded_keys(head), task % panels);
+        }
     }
     index tasks() const { return found_.batch * found_.heads * blocks(); }
     void run(index task) const {
-        const index h = task / blocks() % found_.heads, b = task / blocks() / found_.heads, first_row = task % blocks() * block;
-        const index begin = std::max(first_row, found_.padding(b)), count = std::min(found_.queries, first_row + block) - begin;
-        if (count <= 0) return;
+        const index h = task / blocks() % found_.heads, b = task / blocks() / found_.heads, first_row = task % blocks() * block_;
+        const index last = std::min(found_.queries, first_row + block_);
+        // Sums of floats depend on which queries are neighbours: those between multiples of `block`.
+        for (index begin = std::max(first_row, found_.padding(b)), end; begin < last; begin = end) {
+            end = begin % block == 0 ? last : std::min(last, begin / block * block + block);
+            run(b, h, begin, end - begin);
+        }
+    }
+
+private:
+    void run(index b, index h, index begin, index count) const {
         const index first = found_.first[static_cast<std::size_t>(b)], seen = begin + found_.offset() - first, depth = q_.extent(3);
-        const index rows = (count + P::lanes - 1) / P::lanes * P::lanes, length = found_.length - first;
-        const K* keys = &k_(b, h / (found_.heads / k_.extent(1)), first, 0);
+        const index rows = (count + 2 * P::lanes - 1) / (2 * P::lanes) * (2 * P::lanes), key_head = h / (found_.heads / k_.extent(1));
         const index pitch = row_shape<P>::padded(depth);
         // Rows begin where vectors of the cache do.
         std::vector<T> memory(static_cast<std::size_t>(rows * pitch + P::lanes));
@@ -202,67 +185,16 @@ public:
             for (; d < depth; ++d) to[d] = static_cast<T>(from[d]);
         }
         best_stripes<P> best(count, found_.slots);
-        using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
-        // Scores of lanes, lane l being query `query(l)` with stripe `stripe(l)`.
-        const auto scores_of = [&](auto&& query, auto&& stripe) {
-            P sums[static_cast<std::size_t>(P::lanes)];
-            for (int l = 0; l < P::lanes; ++l) {
-                const index key = std::clamp<index>(seen + query(l) - stripes_[stripe(l)] + 1, 0, length - 1);
-                sums[l] = row_product<P>(keys + key * k_.stride(2), depth, queries + query(l) * pitch);
-            }
-            return lane_sums(sums, lanes_of_sums{});
-        };
-        // Queries in lanes, some stripes at a time so that queries stay in the first cache; few queries have stripes in lanes.
         const std::size_t all =
             static_cast<std::size_t>(std::upper_bound(stripes_.begin(), stripes_.end(), seen + count) - stripes_.begin());
-        if (count >= P::lanes) {
-            // Whether a score enters is not foreseen and known late; kept back, scores do not hold up the next products.
-            alignas(64) T scores[together][static_cast<std::size_t>(kept)];
-            for (std::size_t s = 0; s < all; s += together)
-                for (index first_kept = std::max<index>(0, stripes_[s] - 1 - seen) / P::lanes * P::lanes; first_kept < count;
-                     first_kept += kept) {
-                    const std::size_t some = std::min(together, all - s);
-                    const index end = std::min(first_kept + kept, count);
-                    for (index i = first_kept; i < end; i += P::lanes) {
-                        T* to = scores[0] + (i - first_kept);
-                        if (some == together && stripes_[s + together - 1] <= seen + i + 1 && i + P::lanes <= count) {
-                            const K* near[together];
-                            for (std::size_t j = 0; j < together; ++j) near[j] = keys + (seen + i - stripes_[s + j] + 1) * k_.stride(2);
-                            products_with(near, k_.stride(2), depth, queries + i * pitch, pitch, to);
-                            continue;
-                        }
-                        for (std::size_t j = s; j < s + some; ++j, to += kept) {
-                            const index from = std::max<index>(0, stripes_[j] - 1 - seen - i);  // first query with this anchor
-                            P found(lowest);
-                            if (from < P::lanes) {
-                                const std::uint64_t without = (std::uint64_t{1} << from) - 1;
-                                found = select(P::mask_from_bits(without), found,
-                                               scores_of([&](index l) { return i + l; }, [&](index) { return j; }));
-                            }
-                            found.store(to);
-                        }
-                    }
-                    for (std::size_t j = 0; j < some; ++j)
-                        for (index i = first_kept; i < end; i += P::lanes)
-                            best.offer(i, P::load(scores[j] + (i - first_kept)), static_cast<index>(s + j));
-                }
-        } else {
-            for (index i = 0; i < count; ++i)
-                for (std::size_t s = 0; s < all && stripes_[s] <= seen + i + 1; s += static_cast<std::size_t>(P::lanes)) {
-                    index to = 0;
-                    while (to < P::lanes && s + static_cast<std::size_t>(to) < all &&
-                           stripes_[s + static_cast<std::size_t>(to)] <= seen + i + 1)
-                        ++to;
-                    const auto last = static_cast<std::size_t>(to - 1);
-                    const P found =
-                        scores_of([&](index) { return i; }, [&](int l) { return s + std::min(static_cast<std::size_t>(l), last); });
-                    if (!any(!(found < P(best.worst(i))))) continue;
-                    T scores[static_cast<std::size_t>(P::lanes)];
-                    found.store(scores);
-                    for (index l = 0; l < to; ++l)
-                        if (!(scores[l] < best.worst(i))) best.offer_one(i, scores[l], static_cast<index>(s) + l);
-                }
-        }
+        const rows_of_task x{&k_(b, key_head, first, 0), k_.stride(2), queries, pitch, depth, count, seen,
+                             found_.length - first,      all,          best};
+        if (count < P::lanes)
+            take_one_by_one(x);
+        else if (rounded_)
+            take_by_bounds(x, b * k_.extent(1) + key_head, first);
+        else
+            take_all(x, 0, count);
         for (index i = 0; i < count; ++i) {
             const index t = seen + i, end = found_.window > 0 ? t - found_.window : t;
             const index back = rule_.reach(rule_.backward, t + 1), forth = rule_.reach(rule_.forward, t + 1);
@@ -277,14 +209,222 @@ public:
         }
     }
 
-private:
+    using rounded = rounded_rows<P>;
     // Rows of keys are read once for all anchors of a block that meet them, and stay in the second cache with the queries (51 instead of 54
     // ms with blocks of 2048, whose queries and rows of four stripes are 1.3 MB; 512 as fast; N = 65536, D = 64, Zen 4 with 1 MiB).
     static constexpr index block = 1024;
     static constexpr std::size_t together = 4;
     static constexpr index kept = 8 * P::lanes;  // queries whose scores are kept back
     static constexpr T lowest = -std::numeric_limits<T>::infinity();
-    index blocks() const { return (found_.queries + block - 1) / block; }
+    static constexpr index most_depth = 1 << 16;   // whose sums of bytes an integer holds
+    static constexpr index most_bounds = 1 << 20;  // that are kept
+    static constexpr index rows_ahead = 16;        // of keys that are chosen here and there
+    using lanes_of_sums = std::make_index_sequence<static_cast<std::size_t>(P::lanes)>;
+    index blocks() const { return (found_.queries + block_ - 1) / block_; }
+
+    // Queries [0, count), the first one the `seen`-th of its keys, of which there are `length`, and the stripes that they meet.
+    struct rows_of_task {
+        const K* keys;
+        index stride;
+        const T* queries;
+        index pitch, depth, count, seen, length;
+        std::size_t all;
+        best_stripes<P>& best;
+
+        const K* key(index i, index stripe) const { return keys + std::clamp<index>(seen + i - stripe + 1, 0, length - 1) * stride; }
+    };
+
+    // Scores of lanes, lane l being query `query(l)` with stripe `stripe(l)`.
+    template <class Query, class Stripe>
+    HEED_INLINE P scores_of(const rows_of_task& x, Query&& query, Stripe&& stripe) const {
+        P sums[static_cast<std::size_t>(P::lanes)];
+        for (int l = 0; l < P::lanes; ++l)
+            sums[l] = row_product<P>(x.key(query(l), stripes_[stripe(l)]), x.depth, x.queries + query(l) * x.pitch);
+        return lane_sums(sums, lanes_of_sums{});
+    }
+    // Whether products of the lanes of queries from i on with `together` stripes from s on are made at once.
+    bool at_once(const rows_of_task& x, index i, std::size_t s) const {
+        return s + together <= x.all && stripes_[s + together - 1] <= x.seen + i + 1 && i + P::lanes <= x.count;
+    }
+    // Queries [begin, end), `begin` a multiple of the lanes, in lanes; some stripes at a time so that queries stay in the first cache.
+    void take_all(const rows_of_task& x, index begin, index end) const {
+        // Whether a score enters is not foreseen and known late; kept back, scores do not hold up the next products.
+        alignas(64) T scores[together][static_cast<std::size_t>(kept)];
+        for (std::size_t s = 0; s < x.all; s += together)
+            for (index first = std::max(begin, std::max<index>(0, stripes_[s] - 1 - x.seen) / P::lanes * P::lanes); first < end;
+                 first += kept) {
+                const std::size_t some = std::min(together, x.all - s);
+                const index last = std::min(first + kept, end);
+                for (index i = first; i < last; i += P::lanes) {
+                    T* to = scores[0] + (i - first);
+                    if (at_once(x, i, s)) {
+                        const K* near[together];
+                        for (std::size_t j = 0; j < together; ++j) near[j] = x.keys + (x.seen + i - stripes_[s + j] + 1) * x.stride;
+                        products_with(near, x.stride, x.depth, x.queries + i * x.pitch, x.pitch, to);
+                        continue;
+                    }
+                    for (std::size_t j = s; j < s + some; ++j, to += kept) {
+                        const index from = std::max<index>(0, stripes_[j] - 1 - x.seen - i);  // first query with this anchor
+                        P found(lowest);
+                        if (from < P::lanes) {
+                            const std::uint64_t without = (std::uint64_t{1} << from) - 1;
+                            found = select(P::mask_from_bits(without), found,
+                                           scores_of(x, [&](index l) { return i + l; }, [&](index) { return j; }));
+                        }
+                        found.store(to);
+                    }
+                }
+                for (std::size_t j = 0; j < some; ++j)
+                    for (index i = first; i < last; i += P::lanes)
+                        x.best.offer(i, P::load(scores[j] + (i - first)), static_cast<index>(s + j));
+            }
+    }
+    // Few queries have stripes in lanes.
+    void take_one_by_one(const rows_of_task& x) const {
+        for (index i = 0; i < x.count; ++i)
+            for (std::size_t s = 0; s < x.all && stripes_[s] <= x.seen + i + 1; s += static_cast<std::size_t>(P::lanes)) {
+                index to = 0;
+                while (to < P::lanes && s + static_cast<std::size_t>(to) < x.all &&
+                       stripes_[s + static_cast<std::size_t>(to)] <= x.seen + i + 1)
+                    ++to;
+                const auto last = static_cast<std::size_t>(to - 1);
+                const P found =
+                    scores_of(x, [&](index) { return i; }, [&](int l) { return s + std::min(static_cast<std::size_t>(l), last); });
+                if (!any(!(found < P(x.best.worst(i))))) continue;
+                T scores[static_cast<std::size_t>(P::lanes)];
+                found.store(scores);
+                for (index l = 0; l < to; ++l)
+                    if (!(scores[l] < x.best.worst(i))) x.best.offer_one(i, scores[l], static_cast<index>(s) + l);
+            }
+    }
+    // Candidates of a vector of queries, at most; with more of them all products are made at once.
+    static index most_listed(index queries, index stripes) { return queries * stripes / 4 + 256; }
+    // Candidates of a vector of queries, lane by lane from near to far: rank r of lane l at r times the lanes plus l.
+    struct ranked {
+        T* scores;
+        T* stripes;  // bits of numbers
+    };
+    // Candidates [n, end) of `all`, of the queries of vector v from query `from` on: most_queries times the stripe, and the query from
+    // there on. From near to far for each query.
+    HEED_NOINLINE void take_candidates(const rows_of_task& x, index from, index v, const std::int32_t* list, index n, index end, index all,
+                                       const ranked& by_rank) const {
+        constexpr index W = P::lanes;
+        constexpr std::uint32_t most = rounded::most_queries;
+        const index first = from + v * W, depth = x.depth, bytes = depth * static_cast<index>(sizeof(K)), stride = x.stride,
+                    pitch = x.pitch;
+        const index* const stripes = stripes_.data();
+        const K* const keys = x.keys + (x.seen + from + 1) * stride;
+        const T* const queries = x.queries + from * pitch;
+        const auto key = [&](std::uint32_t c) { return keys + (static_cast<index>(c % most) - stripes[c / most]) * stride; };
+        // Stripes below have the sums of take_all for vectors whose queries all meet them, to the bit.
+        std::uint32_t whole = 0;
+        if (first + W <= x.count)
+            whole =
+                static_cast<std::uint32_t>(std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes) / together * together;
+        index ranks = 0, rank[static_cast<std::size_t>(W)] = {};
+        for (; n < end; n += W) {
+            const index some = std::min(W, end - n);
+            P sums[static_cast<std::size_t>(W)];
+            for (index l = 0; l < W; ++l) {
+                // A row that is wanted soon; g++ drops a function that does nothing else.
+                if (const index later = n + l + rows_ahead; later < all) {
+                    const char* row = reinterpret_cast<const char*>(key(static_cast<std::uint32_t>(list[later])));
+                    for (index d = 0; d < bytes; d += 64) prefetch<1>(row + d);
+                }
+                const auto c = static_cast<std::uint32_t>(list[n + std::min(l, some - 1)]);
+                const T* const query = queries + static_cast<index>(c % most) * pitch;
+                const K* const of_key = key(c);
+                if (c / most < whole) {
+                    P sum(0);
+                    index d = 0;
+                    for (; d + W <= depth; d += W) sum = fma(load_as<P>(of_key + d), P::load(query + d), sum);
+                    if (d < depth) sum = fma(load_first<P>(of_key + d, depth - d), P::load(query + d), sum);
+                    sums[l] = sum;
+                } else {
+                    sums[l] = row_product<P>(of_key, depth, query);
+                }
+            }
+            T scores[static_cast<std::size_t>(W)];
+            lane_sums(sums, lanes_of_sums{}).store(scores);
+            for (index l = 0; l < some; ++l) {
+                const auto c = static_cast<std::uint32_t>(list[n + l]);
+                const auto lane = static_cast<index>(c % W);
+                const index r = rank[lane]++;
+                if (r == ranks) P(lowest).store(by_rank.scores + ranks++ * W);
+                by_rank.scores[r * W + lane] = scores[l];
+                by_rank.stripes[r * W + lane] = std::bit_cast<T>(static_cast<std::int32_t>(c / most));
+            }
+        }
+        for (index r = 0; r < ranks; ++r) x.best.offer(first, P::load(by_rank.scores + r * W), P::load(by_rank.stripes + r * W));
+    }
+
+    auto rounded_keys(index head) const {
+        const index lines = rounded::lines(k_.extent(3)), first = head * rounded::panels(found_.length);
+        return typename rounded::keys{rounded_.get() + first * lines, rounded_numbers_.get() + first, lines};
+    }
+    void take_by_bounds(const rows_of_task& x, index head, index first) const {
+        if constexpr (rounded::possible) {
+            constexpr index W = P::lanes;
+            constexpr auto places = static_cast<std::size_t>(rounded::together);
+            const auto k = rounded_keys(head);
+            const float longest = rounded::longest(k, rounded::panels(found_.length));
+            const index slots = found_.slots, all = static_cast<index>(x.all), pitch = (all + 2 * rounded::together) * W;
+            const index most = std::clamp<index>(most_bounds / pitch / 2 * 2, 2, block_ / W);  // vectors of queries
+            const auto floats = [](index count) { return std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count)); };
+            const auto integers = [](index count) {
+                return std::make_unique_for_overwrite<std::int32_t[]>(static_cast<std::size_t>(count));
+            };
+            const auto lower = floats(most * slots * W), lengths = floats(3 * most * W);
+            const auto upper = std::make_unique_for_overwrite<std::int16_t[]>(static_cast<std::size_t>(most * pitch));
+            const auto numbers =
+                std::make_unique_for_overwrite<typename rounded::line[]>(static_cast<std::size_t>(most * (rounded::quads(x.depth) + 1)));
+            // What is left of vectors' queries, and what one vector adds before it is known how many these are.
+            const auto list = integers(most * most_listed(W, all) + (all + 4) * W);
+            const auto of_ranks = floats(2 * (all + 1) * W);
+            const ranked by_rank{of_ranks.get(), of_ranks.get() + (all + 1) * W};
+            const typename rounded::queries queries{numbers[static_cast<std::size_t>(most)].lanes, numbers[0].lanes, lengths.get(),
+                                                    lengths.get() + most * W, lengths.get() + 2 * most * W};
+            for (index from = 0; from < x.count; from += most * W) {
+                const index vectors = std::min(most, (x.count - from + W - 1) / W), seen = x.seen + from;
+                const index even = (vectors + 1) / 2 * 2;
+                for (index v = 0; v < even; ++v)
+                    rounded::round_queries(x.queries + (from + v * W) * x.pitch, x.pitch, x.depth, longest, queries, v);
+                std::fill_n(lower.get(), even * slots * W, lowest);
+                const typename rounded::bounds bounds{upper.get(), pitch, lower.get(), slots};
+                for (std::size_t s = 0; s < x.all; s += places) {
+                    typename rounded::places near;
+                    near.existing = static_cast<int>(std::min(places, x.all - s));
+                    index whole = 0;
+                    for (std::size_t j = 0; j < places; ++j) {
+                        const index stripe = stripes_[std::min(s + j, x.all - 1)];
+                        near.first[j] = first + seen - stripe + 1;
+                        near.begin[j] = stripe - 1 - seen;
+                        whole = std::max(whole, near.begin[j] + 2 * W - 1);
+                    }
+                    const index some = std::min(even, std::max<index>(0, near.begin[0]) / (2 * W) * 2),
+                                every = near.existing < rounded::together ? even : std::clamp(whole / (2 * W) * 2, some, even);
+                    auto to = bounds;
+                    to.upper += static_cast<index>(s) * W;
+                    rounded::template bound<false>(k, near, some, every, queries, x.depth, to);
+                    rounded::template bound<true>(k, near, every, even, queries, x.depth, to);
+                }
+                index ends[rounded::most_queries / W];
+                std::int32_t* end = list.get();
+                for (index v = 0; v < vectors; ++v) {
+                    const index i = from + v * W, existing = std::min(W, x.count - i);
+                    const index met = std::upper_bound(stripes_.begin(), stripes_.begin() + all, x.seen + i + W) - stripes_.begin();
+                    std::int32_t* const behind = rounded::list(bounds, queries, v, met, existing, end);
+                    if (behind - end <= most_listed(existing, met))
+                        end = behind;
+                    else
+                        take_all(x, i, i + existing);
+                    ends[v] = end - list.get();
+                }
+                for (index v = 0, n = 0; v < vectors; n = ends[v++])
+                    take_candidates(x, from, v, list.get(), n, ends[v], end - list.get(), by_rank);
+            }
+        }
+    }
     // Neighbouring queries that are multiplied at once: their sums fill the registers, and leave them as sums of parts.
     static constexpr int abreast = !sums_by_shuffles<P> ? 1 : tile_shape<P>::wide ? 4 : 2;
     // Products of `abreast` queries with as many neighbouring rows in each of several places, lane by lane. A struct with plain loops: g++
@@ -336,6 +476,9 @@ private:
     const span_rule& rule_;
     spans& found_;
     std::vector<index> stripes_;
+    index block_ = block;  // queries of a task
+    std::unique_ptr<typename rounded::line[]> rounded_;
+    std::unique_ptr<typename rounded::panel_numbers[]> rounded_numbers_;
 };
 
 namespace span_checks {
@@ -389,11 +532,15 @@ spans find_spans(const view<Q, 4>& q, const view<K, 4>& k, const span_rule& rule
     const std::size_t entries = found.row(e.batch, 0, 0);
     for (auto* list : {&found.anchor, &found.start, &found.end}) list->assign(entries, -1);
     found.score.assign(entries, -std::numeric_limits<double>::infinity());
-    const span_search<Q, K> search(q, k, rule, found);
-    if constexpr (sizeof...(Policies) == 0)
-        for (index task = 0; task < search.tasks(); ++task) search.run(task);
-    else
-        (policies.bulk(search.tasks(), [&](index task, index) { search.run(task); }), ...);
+    span_search<Q, K> search(q, k, rule, found);
+    const auto bulk = [&](index tasks, auto&& f) {
+        if constexpr (sizeof...(Policies) == 0)
+            for (index task = 0; task < tasks; ++task) f(task);
+        else
+            (policies.bulk(tasks, [&](index task, index) { f(task); }), ...);
+    };
+    bulk(search.preparations(), [&](index task) { search.prepare(task); });
+    bulk(search.tasks(), [&](index task) { search.run(task); });
     return found;
 }
 
