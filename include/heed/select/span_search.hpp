@@ -128,11 +128,11 @@ public:
     span_search(const view<Q, 4>& q, const view<K, 4>& k, const span_rule& rule, spans& found) : q_(q), k_(k), rule_(rule), found_(found) {
         for (index i = rule.window + 1, n = rule.stripe(i); n <= found.length; n = rule.stripe(++i)) stripes_.push_back(n);
         if constexpr (rounded::possible) {
-            // Rounding a key takes as long as a few products.
+            // With fewer stripes a query's own steps take longer than its products (2048 tokens 1.5 times, 4096 as long, 8192 0.85 times).
             const bool pays =
                 found.queries >= P::lanes && !stripes_.empty() && stripes_.size() < (1 << 19) && k.extent(3) > 0 &&
                 k.extent(3) <= most_depth &&
-                found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >= 16 * found.length;
+                found.queries * (found.heads / std::max<index>(1, k.extent(1))) * static_cast<index>(stripes_.size()) >= 56 * found.length;
             if (pays) {
                 // The more queries at a time, the less often keys come from the third cache; threads want some tasks.
                 while (block_ < rounded::most_queries && 32 * block_ <= found.batch * found.heads * found.queries) block_ *= 2;
