@@ -53,13 +53,14 @@ enum class coverage { empty, partial, full };
 
 // A block of queries that are neighbours on lines, and see lines of keys through windows that move on with them. Query i is at place
 // i % places of line i / places; place p sees, of each key line that its line sees, keys from column first[p] on, where a column is a place
-// as well, counted from `base`. first[p] is lead + p for all but the places of `still`, which share one window's first key (borders).
+// as well, counted from `base`. first[p] is p for all but the places of `still`, which share one window's first key (borders); it is as far
+// as first[p - 1], or one further.
 struct line_block {
     static constexpr int most_lines = 64, most_places = 64, most_key_lines = 128, most_keys = 64;
     int lines = 0, places = 0, key_lines = 0;
     int keys = 0;               // that a place sees of a key line, at most
     int base = 0, columns = 0;  // columns that vectors of places meet
-    int lead = 0, still_first = 0;
+    int still_first = 0;
     std::uint64_t still = 0;
     index step = 1;                 // rows between neighbours on a line
     index begin = 0, end = 0;       // columns where there are keys

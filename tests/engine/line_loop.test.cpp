@@ -86,6 +86,14 @@ TEST_CASE("blocks on lines agree with the reference") {
     check<double>(r, neighborhood<2>{.grid = {17, 41}, .kernel_size = {5, 5}}, {8, 1, 9, 24});
 }
 
+TEST_CASE("windows that jump, and the most rows of scores") {
+    random_source r(56);
+    check<double>(r, neighborhood<2>{.grid = {4, 37}, .kernel_size = {2, 8}, .stride = {1, 7}}, {32, 1, 16, 16}, false);
+    check<double>(r, neighborhood<2>{.grid = {5, 44}, .kernel_size = {2, 10}, .stride = {2, 7}, .dilation = {2, 1}}, {32, 1, 16, 16},
+                  false);
+    check<float>(r, neighborhood<2>{.grid = {5, 300}, .kernel_size = {4, 11}, .stride = {1, 2}}, {1, 1, 4, 16}, false);
+}
+
 TEST_CASE("blocks on lines, scores that leave the range of the exponentials") {
     random_source r(52);
     check<float>(r, neighborhood<2>{.grid = {12, 48}, .kernel_size = {5, 5}}, {8, 1, 32, 16, 40});

@@ -204,11 +204,17 @@ verdict check_lines(const M& policy, const heed::extents& e, const heed::tiling&
         if (b.lines * b.places != n || b.lines > order.most_lines() || b.places > t.vector || b.key_lines > b.most_key_lines)
             return broken("block ", i, " of ", n, " queries has ", b.lines, " lines of ", b.places, " places and ", b.key_lines,
                           " key lines");
-        if (b.lead + t.vector + b.keys - 1 > b.columns || (b.still != 0 && b.still_first + b.keys > b.columns))
-            return broken("block ", i, ": ", b.keys, " keys from column ", b.lead, " on, or ", b.still_first, ", leave ", b.columns);
+        heed::index rows_of_scores = 0;
+        for (int line = 0; line < b.lines; ++line) rows_of_scores += b.slots(line) * (b.keys + 3) + 3;
+        if (rows_of_scores > t.score_rows || b.keys > b.most_keys)
+            return broken("block ", i, " has ", rows_of_scores, " rows of scores, ", b.keys, " keys a line");
+        if (b.columns != t.vector + b.keys - 1 || (b.still != 0 && b.still_first + b.keys > b.columns))
+            return broken("block ", i, ": ", b.keys, " keys, or those from column ", b.still_first, " on, leave ", b.columns);
+        for (int p = 1; p < b.places; ++p)
+            if (b.first[p] != b.first[p - 1] && b.first[p] != b.first[p - 1] + 1) return broken("block ", i, ": place ", p, " jumps");
         for (int q = 0; q < n; ++q) {
             const int line = q / b.places, p = q % b.places;
-            if (b.first[p] != ((b.still >> p & 1) != 0 ? b.still_first : b.lead + p))
+            if (b.first[p] != ((b.still >> p & 1) != 0 ? b.still_first : p))
                 return broken("block ", i, ": place ", p, " sees columns from ", b.first[p], " on");
             if (rows[static_cast<std::size_t>(q)] != rows[static_cast<std::size_t>(q - p)] + p * b.step)
                 return broken("block ", i, ": query ", q, " is not ", p, " steps behind its line's first");
@@ -239,8 +245,10 @@ template <class M>
 verdict check_order(const M& policy, const heed::extents& e) {
     if constexpr (requires(const M& m, heed::line_block& b) { m.lines(m.order(heed::tiling{}), 0, b); })
         for (heed::tiling t : {heed::tiling{32, 16, 256}, heed::tiling{24, 8, 192}, heed::tiling{8, 4, 64}}) {
-            t.score_rows = 4096;
-            if (verdict v = check_lines(policy, e, t); !v) return v;
+            for (const heed::index rows : {4096, 150}) {
+                t.score_rows = rows;
+                if (verdict v = check_lines(policy, e, t); !v) return v;
+            }
         }
     for (const heed::tiling& t : {heed::tiling{}, heed::tiling{16, 4, 16}, heed::tiling{64, 16, 256}, heed::tiling{8, 2, 24}})
         if (verdict v = check_order(policy, e, t); !v) return broken(v, ", strips of ", t.strip, ", blocks of ", t.block);

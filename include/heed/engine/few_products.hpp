@@ -57,11 +57,12 @@ public:
         rows_ = rows_type(query_, out_, p_.depth(), width);
         rows_.reopen(count);
     }
-    // Lanes of head_of(lane), which stand in the order of a bundle.
+    // Lanes of head_of(lane), which stand in the order of a bundle; alone: the only strip of their block.
     template <class HeadOf>
-    void share([[maybe_unused]] int count, [[maybe_unused]] HeadOf&& head_of) {
+    void share([[maybe_unused]] int count, [[maybe_unused]] bool alone, [[maybe_unused]] HeadOf&& head_of) {
         if constexpr (Problem::mapped) {
             shared_ = true;
+            alone_ = alone;
             count_ = count;
             key_groups_ = value_groups_ = 0;
             for (int i = 0; i < count; ++i) {
@@ -252,7 +253,7 @@ private:
         constexpr bool widens = stored_rows_of<Source>::widens;
         const index first = key_begin_ + t_.keys[0];
         const auto repeat_last = [&](auto** rows) { std::fill(rows + count, rows + (count + 15) / 16 * 16, rows[count - 1]); };
-        const bool known = next.head == head && next.first == first && next.count == count;
+        const bool known = alone_ && next.head == head && next.first == first && next.count == count;
         if (known) {
             std::swap(now, next);
             next.count = 0;
@@ -372,6 +373,7 @@ private:
     byte_products<Problem> bytes_;
     few_pairs<Problem> pairs_;
     bool shared_ = false;
+    bool alone_ = false;  // no other strip has its lists of rows meanwhile
     int count_ = 0, key_groups_ = 0, value_groups_ = 0;
     index batch_ = 0, key_begin_ = 0;
     group keys_[most_groups], values_[most_groups];

@@ -57,7 +57,8 @@ public:
           rows_(a.take<const T*>(most_pitch)),
           values_(a.take<const T*>(line_block::most_key_lines * most_pitch)),
           block_(a.take<line_block>(1)),
-          state_(a.take<T>(lanes_type::state_rows * stride_), a.take<T>(lanes_type::tile_rows * stride_), stride_) {}
+          state_memory_(a.take<T>(lanes_type::state_rows * stride_)),
+          tile_memory_(a.take<T>(lanes_type::tile_rows * stride_)) {}
 
     // The block `number` of the order, of one head; `queries` are its rows.
     template <class Order>
@@ -70,11 +71,12 @@ public:
         for (int j = 0; j < b.key_lines; ++j)
             get(p_.v, seq, p_.value_head(head), seq.key_begin + b.key_row[j], 0, b.columns, b.begin, b.end, values_ + j * most_pitch);
         lay_queries(seq, head, queries);
-        state_.reset();
+        state_.make([&] { return lanes_type(state_memory_, tile_memory_, stride_); });
+        state_->reset();
         score(seq, head);
-        if (state_.settle(static_cast<index>(b.lines) * lanes)) score(seq, head);
-        state_.commit();
-        state_.finish(p_.accumulator, head, 0, b.lines * lanes, normaliser_, p_.lse.data == nullptr ? nullptr : lse_);
+        if (state_->settle(static_cast<index>(b.lines) * lanes)) score(seq, head);
+        state_->commit();
+        state_->finish(p_.accumulator, head, 0, b.lines * lanes, normaliser_, p_.lse.data == nullptr ? nullptr : lse_);
         for (int l = 0; l < b.lines; ++l) add_values(seq, head, l, queries + l * b.places);
     }
 
@@ -82,7 +84,7 @@ private:
     static constexpr index most_bytes = 256 * 1024;
     static constexpr int group = 4;            // queries that take values together
     static constexpr int between = group - 1;  // rows of zeros between those of two key lines
-    static constexpr index most_pitch = (2 * lanes + line_block::most_keys + 15) / 16 * 16;
+    static constexpr index most_pitch = (2 * lanes + line_block::most_keys - 1) / lanes * lanes;  // of columns in whole vectors
 
     int line_rows(int line) const { return block_->slots(line) * (block_->keys + between) + between; }
     // Of the first key of a key line.
@@ -196,7 +198,7 @@ private:
     void score(const sequence& seq, index head) {
         const line_block& b = *block_;
         const std::uint64_t all = lane_bits(b.places);
-        state_.begin_tile();
+        state_->begin_tile();
         for (int j = 0, plane = 0, row = 0; j < b.key_lines; ++j) {
             lay_keys(seq, p_.key_head(head), j);
             for (int l = 0, past = 0; l < b.lines; l = std::max(past, l + 1)) {
@@ -232,11 +234,10 @@ private:
     template <int M, int N, meets Meets>
     HEED_NOINLINE void score_rows(int key, index at, T* const* to) {
         register_tile<M, N, P> tile;
-        tile.start_from(state_.start() + at);
-        multiply_shifted<Meets != meets::all>(tile, keys_ + block_->lead + key, pitch_, p_.depth(), query_ + at, stride_, still_,
-                                              block_->still_first - block_->lead);
+        tile.start_from(state_->start() + at);
+        multiply_shifted<Meets != meets::all>(tile, keys_ + key, pitch_, p_.depth(), query_ + at, stride_, still_, block_->still_first);
         const std::uint64_t* visible = block_->seen + key;
-        state_.template absorb<Meets == meets::partly>(tile.c, at, [&](int i, int) { return P::mask_from_bits(visible[i]); });
+        state_->template absorb<Meets == meets::partly>(tile.c, at, [&](int i, int) { return P::mask_from_bits(visible[i]); });
 #pragma GCC unroll 4
         for (int j = 0; j < N; ++j)
 #pragma GCC unroll 5
@@ -316,7 +317,8 @@ private:
     T *keys_, *query_, *weights_, *normaliser_, *lse_, *scratch_;
     const T **rows_, **values_;
     line_block* block_;
-    lanes_type state_;
+    T *state_memory_, *tile_memory_;
+    made_later<lanes_type> state_;
     T* out_[lanes];
     keys_of groups_[(lanes + group - 1) / group];
     int first_row_[line_block::most_lines];

@@ -118,7 +118,7 @@ public:
             else
                 heads_[parts_++] = {of_head, i, 1};
         }
-        if (shared) rows_.share(count, [&](int i) { return head + numbers[i] / queries; });
+        if (shared) rows_.share(count, alone, [&](int i) { return head + numbers[i] / queries; });
         least_head_ = most_head_ = heads_[0].head;
         for (int i = 1; i < parts_; ++i) {
             least_head_ = std::min(least_head_, heads_[i].head);

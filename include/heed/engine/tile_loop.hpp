@@ -33,7 +33,7 @@ public:
     static constexpr int lanes = strip_type::lanes;
     using arranged = typename strip_type::arranged;
     using lines_type = line_loop<Problem>;
-    using listed = listed_rows<arranged>;
+    using by_list = listed_rows<arranged>;
     static constexpr index most_strips = strip_type::most_strips;
     static constexpr index enough_units = 32;  // blocks times heads; with fewer, keys are split too
     static constexpr index part_keys = 2048;   // keys of a part, at least
@@ -50,7 +50,8 @@ public:
         });
         all_strips_per_block_ = std::clamp<index>(strips * p.whole.heads / enough_units, 1, most_strips);
         if (arranged::ordered && p.alone) all_strips_per_block_ = most_strips;
-        order_.emplace(arranged::order(p.mask, 0, tiles()));
+        tiling_ = tiles();
+        order_.emplace(arranged::order(p.mask, 0, tiling_));
         if constexpr (lines_type::possible) on_lines_ = order_->most_lines() > 0;
         if constexpr (arranged::ordered) {
             joined_ = !on_lines_ && !Problem::mapped && !Problem::routed && order_->most() < few_queries &&
@@ -116,7 +117,7 @@ public:
         r.query_tile = lanes;
         r.query_block = most_block_ * lanes;
         r.key_tile = tile_keys;
-        r.tiles = tiles();
+        r.tiles = tiling_;
         r.key_splits = most_parts_;
         r.tasks = tasks_;
         r.workspace_bytes = list_bytes_ +
@@ -473,8 +474,8 @@ private:
     // `late` values, the next keys come during the latter.
     void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,
                row_prefetch& keys, row_prefetch& values) const {
-        listed::lying(p_.k, at.rows, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
-        listed::lying(p_.v, at.rows, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
+        by_list::lying(p_.k, at.rows, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
+        by_list::lying(p_.v, at.rows, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
         if (late > 0) {
             values = {tile.next_key_rows, count, p_.depth(), value_steps};
         } else {
@@ -539,9 +540,9 @@ private:
                 std::copy(next, next + count, stored);
                 if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
             } else if (as_stored)
-                listed::lying(source, at.rows, head, tile.keys, count, stored, factor);
+                by_list::lying(source, at.rows, head, tile.keys, count, stored, factor);
             else
-                listed::wide(source, at.rows, head, tile.keys, count, scratch, wide);
+                by_list::wide(source, at.rows, head, tile.keys, count, scratch, wide);
             const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {
@@ -571,6 +572,7 @@ private:
 
     const Problem& p_;
     std::optional<decltype(arranged::order(std::declval<const typename Problem::mask_type&>(), 0, tiling{}))> order_;
+    tiling tiling_;
     index all_strips_per_block_ = 1, all_units_ = 0;
     index most_keys_ = 0, most_block_ = 1, most_parts_ = 1, tasks_ = 0, units_ = 0;
     int most_of_tile_ = static_cast<int>(tile_keys);

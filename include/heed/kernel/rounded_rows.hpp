@@ -300,7 +300,7 @@ private:
             asm("vmovdqu32 %[l0], %[x]\n\tvmovdqu32 %[l1], %[y]\n\t"
                 "vpermt2d %[l1], %[turn], %[x]\n\tvpdpbusd %[q], %[x], %[c]\n\t"
                 "vpermt2d %[l2], %[turn], %[y]\n\tvpdpbusd %[r], %[y], %[d]"
-                : [c] "+v"(c), [d] "+v"(d), [x] "=&v"(x), [y] "=&v"(y)
+                : [c] "+&v"(c), [d] "+v"(d), [x] "=&v"(x), [y] "=&v"(y)
                 : [l0] "m"(at[0]), [l1] "m"(at[1]), [l2] "m"(at[2]), [turn] "v"(turn), [q] "v"(q), [r] "v"(r));
 #else
             const __m512i x = _mm512_loadu_si512(line), y = _mm512_loadu_si512(line + lanes), z = _mm512_loadu_si512(line + 2 * lanes);

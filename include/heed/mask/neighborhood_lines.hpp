@@ -88,56 +88,59 @@ private:
             longest = std::max(longest, length[p]);
         }
         to.places = count;
-        to.still = 0;
-        int ahead = least;
-        const bool moves = moving(from, count, ahead, to);
-        if (!moves) ahead = least;
+        to.base = least;
+        const bool moves = moving(from, count, to);
         to.keys = moves ? longest : most - least;
-        to.base = ahead;
-        for (int p = 0; p < count && moves; ++p) to.base = std::min(to.base, from[p]);
-        to.lead = ahead - to.base;
-        to.still_first -= to.base;
-        to.columns = to.lead + vector + to.keys - 1;
-        if (to.still != 0) to.columns = std::max(to.columns, to.still_first + to.keys);
+        to.columns = vector + to.keys - 1;
         std::fill(to.seen, to.seen + std::min(to.keys, line_block::most_keys), std::uint64_t{0});
         for (int p = 0; p < count; ++p) {
-            to.first[p] = moves ? from[p] - to.base : to.lead + p;
+            to.first[p] = moves ? from[p] - to.base : p;
             const int skipped = from[p] - to.base - to.first[p];
             for (int n = skipped; n < std::min(skipped + length[p], line_block::most_keys); ++n) to.seen[n] |= std::uint64_t{1} << p;
         }
     }
-    // Whether all windows begin the same way `ahead` of their places, but for some that begin at one place.
-    static bool moving(const int* from, int count, int& ahead, line_block& to) {
+    // Whether windows begin where the one before does or a step behind it, and all those that do not share one place are the same way ahead
+    // of theirs, from `base` on.
+    static bool moving(const int* from, int count, line_block& to) {
+        to.still = 0;
+        to.still_first = 0;
+        for (int p = 1; p < count; ++p)
+            if (from[p] != from[p - 1] && from[p] != from[p - 1] + 1) return false;
         for (int q = 0; q < count; ++q) {
-            ahead = from[q] - q;
-            to.still = 0;
+            const int ahead = from[q] - q;
+            std::uint64_t still = 0;
+            int first = ahead;
             bool all = true;
             for (int p = 0; p < count && all; ++p) {
                 if (from[p] - p == ahead) continue;
-                all = to.still == 0 || to.still_first == from[p];
-                to.still_first = from[p];
-                to.still |= std::uint64_t{1} << p;
+                all = still == 0 || first == from[p];
+                first = from[p];
+                still |= std::uint64_t{1} << p;
             }
-            if (all) return true;
+            if (!all) continue;
+            to.base = ahead;
+            to.still = still;
+            to.still_first = first - ahead;
+            return true;
         }
-        to.still = 0;
         return false;
     }
     static index members(const neighborhood_axis& axis) { return (axis.length + axis.dilation - 1) / axis.dilation; }
 
-    // Keys of a line and columns that a vector along the last axis meets, at most and as a mean over those of the first group.
+    // Keys of a line that a vector along the last axis meets, at most and as a mean.
     void find_keys() {
-        const index n = members(axes_[last]), vectors = (n + tiles_.vector - 1) / tiles_.vector, taken = std::min<index>(vectors, 64);
-        double sum = 0;
+        const neighborhood_axis& axis = axes_[last];
+        double sum = 0, vectors = 0;
         line_block b;
-        for (index i = 0; i < taken; ++i) {
-            const index first = i * vectors / taken * tiles_.vector;
-            find_windows(axes_[last], first * axes_[last].dilation, static_cast<int>(std::min<index>(tiles_.vector, n - first)),
-                         tiles_.vector, b);
-            keys_ = std::max(keys_, b.keys);
-            sum += b.keys;
+        for (index group = 0; group < axis.dilation; ++group) {
+            const index n = (axis.length - group + axis.dilation - 1) / axis.dilation;
+            for (index i = 0; i < n; i += tiles_.vector, ++vectors) {
+                find_windows(axis, group + i * axis.dilation, static_cast<int>(std::min<index>(tiles_.vector, n - i)), tiles_.vector, b);
+                keys_ = std::max(keys_, b.keys);
+                sum += b.keys;
+            }
         }
-        mean_keys_ = sum / static_cast<double>(taken);
+        mean_keys_ = sum / vectors;
     }
 
     void choose(per_axis& patch, std::size_t a, index lines) {

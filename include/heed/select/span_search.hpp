@@ -318,9 +318,10 @@ private:
         const auto key = [&](std::uint32_t c) { return keys + (static_cast<index>(c % most) - stripes[c / most]) * stride; };
         // Stripes below have the sums of take_all for vectors whose queries all meet them, to the bit.
         std::uint32_t whole = 0;
-        if (first + W <= x.count)
-            whole =
-                static_cast<std::uint32_t>(std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes) / together * together;
+        if (first + W <= x.count) {
+            const index met = std::upper_bound(stripes, stripes + x.all, x.seen + first + 1) - stripes, times = together;
+            whole = static_cast<std::uint32_t>(met / times * times);
+        }
         index ranks = 0, rank[static_cast<std::size_t>(W)] = {};
         for (; n < end; n += W) {
             const index some = std::min(W, end - n);
