@@ -3,7 +3,7 @@
 // A line of keys is laid with neighbours in lanes and multiplied with all lines of queries that see it, key n of every place at once:
 // S^T[line, n] = K[first[place] + n] Q. Then groups of neighbours take the values of the keys that any of them sees (kernel/
 // shifted_products.hpp). All keys of a block are one tile of the accumulator (engine/strip.hpp). Tiles of keys that a patch of queries sees
-// are two to four times what each of them sees where windows are small: 7 x 7 take 0.74 of their time (Emerald Rapids, g++ 12.2).
+// are two to four times what each of them sees where windows are small: 7 x 7 take three quarters of their time (Emerald Rapids, g++ 12.2).
 #pragma once
 
 #include <heed/engine/pairs.hpp>
@@ -97,11 +97,11 @@ private:
         int ahead[group];
     };
     // Those that one of them sees, from its own first column on.
-    struct window {
+    struct own_keys {
         int begin, end;
     };
-    window window_of(int place) const {
-        window w{0, block_->keys};
+    own_keys keys_at(int place) const {
+        own_keys w{0, block_->keys};
         while (w.begin < w.end && (block_->seen[w.begin] >> place & 1) == 0) ++w.begin;
         while (w.begin < w.end && (block_->seen[w.end - 1] >> place & 1) == 0) --w.end;
         return w;
@@ -117,7 +117,7 @@ private:
             const int count = std::min(group, b.places - q);
             bool whole = count == group, steps = true, stands = true;
             for (int i = 0; i < count; ++i) {
-                const window own = window_of(q + i);
+                const own_keys own = keys_at(q + i);
                 const int ahead = g.ahead[i] = b.first[q + i] - b.first[q];
                 g.begin = std::min(g.begin, own.begin + ahead);
                 g.end = std::max(g.end, own.end + ahead);
@@ -270,7 +270,7 @@ private:
     }
     template <int N>
     HEED_NOINLINE void add_alone(int line, int q, index column) {
-        const window own = window_of(q);
+        const own_keys own = keys_at(q);
         add_diagonals<march::stands, 1, N>(line, q, {own.begin, own.end, march::stands, {}}, column, 1);
     }
     // Of M neighbours from place q on, and `keys` that they see; false if others than numbers came of it, which may be a value that one of
@@ -289,7 +289,7 @@ private:
             const T* const* values = values_ + (plane * b.rows + rows.first) * most_pitch + b.first[q] + keys.begin;
             for (int row = 0; row < rows.count; ++row, weights += slot, values += most_pitch)
                 if constexpr (March == march::steps)
-                    multiply_windows(c, values, column, n - between, weights);
+                    multiply_marching(c, values, column, n - between, weights);
                 else
                     multiply_diagonals<March>(c, values, column, n, weights, ahead);
         }

@@ -67,8 +67,8 @@ HEED_INLINE void multiply_diagonals(register_tile<M, N, P>& c, const typename P:
 }
 // The same where query i of four sees rows [i, i + count) alone, 3 or more: the first and the last rows are not multiplied with all.
 template <int N, class P>
-HEED_INLINE void multiply_windows(register_tile<4, N, P>& c, const typename P::value_type* const* rows, index column, int count,
-                                  const typename P::value_type* weights) {
+HEED_INLINE void multiply_marching(register_tile<4, N, P>& c, const typename P::value_type* const* rows, index column, int count,
+                                   const typename P::value_type* weights) {
     constexpr march by = march::steps;
     multiply_diagonal<by, 0, 0>(c, rows[0] + column, weights, nullptr);
     multiply_diagonal<by, 0, 1>(c, rows[1] + column, weights + P::lanes, nullptr);
