@@ -228,7 +228,13 @@ struct softmax_lanes {
             exp2_all(largest);
             largest[0].store(tile_top_ + at);
         }
-        for (index i = first; i < first + count; ++i) {
+        index i = first;
+        if (lse == nullptr && !has_sink)
+            for (; i + P::lanes <= first + count; i += P::lanes) {
+                const P total = P::load(sum_ + i);
+                select((P::load(top_ + i) > P(none)) | (total != total), P(1) / total, P(0)).store(normaliser + i);
+            }
+        for (; i < first + count; ++i) {
             const bool seen = top_[i] > none || sum_[i] != sum_[i];
             T total = seen ? sum_[i] : T{0}, shrink = 1, reference = -start_[i];
             if (has_sink) {

@@ -1,4 +1,5 @@
-// listed_rows: rows of a source by the keys of a tile, run by run or, where the source may give the rows of a list, at once.
+// listed_rows: rows of a source by the numbers of a block's queries or a tile's keys, run by run or, where the source may give the rows of
+// a list, at once.
 #pragma once
 
 #include <heed/tensor/segments.hpp>
@@ -21,20 +22,22 @@ struct listed_rows {
     static constexpr bool at_once =
         Arranged::ordered && requires(const Source& s, const index* keys, const S** out) { s.listed(0, 0, 0, keys, 0, out); };
 
-    // As what is computed with.
+    // Rows first + numbers[i], as what is computed with.
     template <class Source, class T>
-    static void wide(const Source& source, const sequence& seq, index head, const index* keys, int count, T* scratch, const T** out) {
-        if constexpr (at_once<Source, T>) return source.listed(seq.batch, head, seq.key_begin, keys, count, out);
-        Arranged::runs(keys, count, [&](int i, int n) {
-            source.rows(seq.batch, head, seq.key_begin + keys[i], n, scratch + i * source.scratch_per_row(), out + i);
+    static void wide(const Source& source, index batch, index head, index first, const index* numbers, int count, T* scratch,
+                     const T** out) {
+        if constexpr (at_once<Source, T>) return source.listed(batch, head, first, numbers, count, out);
+        Arranged::runs(numbers, count, [&](int i, int n) {
+            source.rows(batch, head, first + numbers[i], n, scratch + i * source.scratch_per_row(), out + i);
         });
     }
     template <class Source, class S, class T>
-    static void lying(const Source& source, const sequence& seq, index head, const index* keys, int count, const S** out,
+    static void lying(const Source& source, index batch, index head, index first, const index* numbers, int count, const S** out,
                       [[maybe_unused]] T* factor) {
-        if constexpr (at_once<Source, S>) return source.listed(seq.batch, head, seq.key_begin, keys, count, out);
-        Arranged::runs(keys, count,
-                       [&](int i, int n) { lying_rows(source, seq.batch, head, seq.key_begin + keys[i], n, out + i, factor + i); });
+        if constexpr (at_once<Source, S>) return source.listed(batch, head, first, numbers, count, out);
+        Arranged::runs(numbers, count, [&](int i, int n) {
+            lying_rows(source, batch, head, first + numbers[i], n, out + i, factor == nullptr ? factor : factor + i);
+        });
     }
 };
 

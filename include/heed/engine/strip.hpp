@@ -9,6 +9,8 @@
 #include <heed/engine/bfloat16_products.hpp>
 #include <heed/engine/few_products.hpp>
 #include <heed/engine/group_keys.hpp>
+#include <heed/engine/head_lanes.hpp>
+#include <heed/engine/listed_rows.hpp>
 #include <heed/engine/pairs.hpp>
 #include <heed/engine/patterns.hpp>
 #include <heed/engine/problem.hpp>
@@ -34,6 +36,7 @@ public:
     using lanes_type = typename Problem::accumulator_type::template lanes<P>;
     using arranged = arrangement<typename Problem::mask_type, Problem::routed>;
     using bound_mask = typename arranged::bound_mask;
+    using by_list = listed_rows<arranged>;
     static constexpr int lanes = shape::lanes;
     using tile_type = tile_memory<Problem>;
     using seen_type = seen_tile<lanes>;
@@ -109,27 +112,10 @@ public:
         grouped_ = groups_values && grouped && !few_ && !paired_;
         in_rows_ = few_ || grouped_ || (alone && paired_ && pair_products_of<Problem>::in_rows(count));
         if (in_rows_) rows_.open(count, paired_ ? pair_products_of<Problem>::row_stride(p_.width()) : p_.width());
-        parts_ = 0;
-        for (int i = 0; i < count; ++i) {
-            const index of_head = most_parts == 1 ? head : head + numbers[i] / queries;
-            positions_[i] = (most_parts == 1 ? numbers[i] : numbers[i] % queries) + offset;
-            if (parts_ > 0 && heads_[parts_ - 1].head == of_head)
-                ++heads_[parts_ - 1].count;
-            else
-                heads_[parts_++] = {of_head, i, 1};
-        }
+        heads_.place(head, queries, numbers, count, offset, positions_);
         if (shared) rows_.share(count, alone, [&](int i) { return head + numbers[i] / queries; });
-        least_head_ = most_head_ = heads_[0].head;
-        for (int i = 1; i < parts_; ++i) {
-            least_head_ = std::min(least_head_, heads_[i].head);
-            most_head_ = std::max(most_head_, heads_[i].head);
-        }
         to_row_ = first_row - offset;
         vectors_ = (count + P::lanes - 1) / P::lanes;
-        for (int v = 0, h = 0; v < vectors_; ++v) {
-            while (heads_[h].lane + heads_[h].count <= v * P::lanes) ++h;
-            part_of_vector_[v] = h;
-        }
     }
 
     // Makes Q^T and empties the state. The mask outlives the keys that follow, unless it is known what the queries see. Careful: values
@@ -139,15 +125,15 @@ public:
         careful_ = careful;
         assumed_ = finished_ = false;
         // The sources read a tile's rows through the pointers that keys use later.
-        for_heads([&](int i, const head_part& h) {
+        heads_.each([&](int i, const head_part& h) {
             if (!known) looks_[i].make([&] { return arranged::look(mask, batch, h.head, positions_ + h.lane, h.count); });
-            arranged::runs(positions_ + h.lane, h.count, [&](int j, int n) {
-                const int lane = h.lane + j;
-                if constexpr (has_pairs)
-                    if (paired_) return p_.q.stored_rows(seq.batch, h.head, positions_[lane] + to_row_, n, t_.stored_keys + lane, nullptr);
-                p_.q.rows(seq.batch, h.head, positions_[lane] + to_row_, n, t_.key_scratch + lane * p_.q.scratch_per_row(),
-                          t_.key_rows + lane);
-            });
+            const index* rows = positions_ + h.lane;
+            if constexpr (has_pairs)
+                if (paired_)
+                    return by_list::lying(p_.q, seq.batch, h.head, to_row_, rows, h.count, t_.stored_keys + h.lane,
+                                          static_cast<T*>(nullptr));
+            by_list::wide(p_.q, seq.batch, h.head, to_row_, rows, h.count, t_.key_scratch + h.lane * p_.q.scratch_per_row(),
+                          t_.key_rows + h.lane);
         });
         const index depth = p_.depth();
         const double unit = plain ? p_.scale * Problem::accumulator_type::unit : Problem::similarity_type::uses_squares ? 1 : p_.scale;
@@ -186,7 +172,7 @@ public:
         if (n == 0) return;
         if constexpr (single)
             if (few_ && !rows_.shared() && count_ == 1 && !segments[0].masked && segments[0].count == tile_keys) return absorb_once();
-        alike_ = std::apply([&](const auto&... m) { return (ask::alike(m, least_head_, most_head_) && ...); }, mods_of_sequence);
+        alike_ = std::apply([&](const auto&... m) { return (ask::alike(m, heads_.least(), heads_.most()) && ...); }, mods_of_sequence);
         stage(batch, count, mods_of_sequence, std::make_index_sequence<mods>{});
         scores(segments, n, batch, count, mods_of_sequence);
         if (state_.settle(static_cast<index>(vectors_) * P::lanes)) {
@@ -195,7 +181,7 @@ public:
         }
         state_.commit();
         if constexpr (weighted) {
-            for_heads([&](int, const head_part& h) {
+            heads_.each([&](int, const head_part& h) {
                 arranged::factors(weight, batch, h.head, tile_of(h, count), factors() + h.lane, static_cast<index>(lanes));
             });
             for (int i = 0; i < n; ++i) apply_factors(segments[i]);
@@ -281,17 +267,12 @@ public:
     }
 
 private:
-    // Lanes [lane, lane + count) belong to one head.
-    struct head_part {
-        index head;
-        int lane, count;
-    };
     static constexpr int most_parts = arranged::joins_heads ? lanes : 1;
 
     // The factors of the outputs, where these are written, and lse, for which there is memory.
     void close(const sequence& seq, T* normaliser, T* memory) {
         T* lse = p_.lse.data == nullptr ? nullptr : memory;
-        for_heads([&](int, const head_part& h) {
+        heads_.each([&](int, const head_part& h) {
             state_.finish(p_.accumulator, h.head, h.lane, h.count, normaliser, lse);
             if constexpr (Problem::routed)
                 for (int i = h.lane; i < h.lane + h.count; ++i)
@@ -299,7 +280,7 @@ private:
                         normaliser[i] *= static_cast<T>(p_.routes.factor(p_.query_batch(seq), h.head, positions_[i] + to_row_));
         });
         for (int i = count_; i < lanes; ++i) normaliser[i] = 0;
-        for_heads([&](int, const head_part& h) {
+        heads_.each([&](int, const head_part& h) {
             for (int i = h.lane; i < h.lane + h.count; ++i) {
                 if constexpr (narrow_out)
                     t_.written[i] = t_.wide_out + i * p_.width();
@@ -311,19 +292,17 @@ private:
     }
     // What an invisible row may have left need not be a number.
     void clear_unseen(const T* normaliser) {
-        for (int i = 0; i < count_; ++i)
+        int i = 0;
+        while (i + P::lanes <= count_ && !any(P::load(normaliser + i) == P(0))) i += P::lanes;
+        for (; i < count_; ++i)
             if (normaliser[i] == 0) std::fill(t_.written[i], t_.written[i] + p_.width(), T{0});
     }
     void narrow([[maybe_unused]] const sequence& seq) {
         if constexpr (narrow_out)
-            for_heads([&](int, const head_part& h) {
+            heads_.each([&](int, const head_part& h) {
                 for (int i = h.lane; i < h.lane + h.count; ++i)
                     narrow_row(t_.written[i], &p_.out(seq.batch, h.head, positions_[i] + to_row_, 0), p_.width());
             });
-    }
-    template <class F>
-    void for_heads(F&& f) {
-        for (int i = 0; i < parts_; ++i) f(i, heads_[i]);
     }
     pair_lists tile_of(const head_part& h, int count) const { return {positions_ + h.lane, t_.keys, h.count, count}; }
     int cut_tile(int count, segment_list& segments) {
@@ -335,14 +314,14 @@ private:
     }
     coverage classify(int count) {
         coverage all = arranged::classify(*looks_[0], t_.keys, count);
-        for (int i = 1; i < parts_ && all != coverage::partial; ++i)
+        for (int i = 1; i < heads_.size() && all != coverage::partial; ++i)
             if (arranged::classify(*looks_[i], t_.keys, count) != all) all = coverage::partial;
         return all;
     }
     void ask_bits(int count, std::uint64_t* bits) {
         looks_[0]->bits(t_.keys, count, bits);
         std::uint64_t* more = t_.bits_of_head;
-        for (int i = 1; i < parts_; ++i) {
+        for (int i = 1; i < heads_.size(); ++i) {
             looks_[i]->bits(t_.keys, count, more);
             for (int k = 0; k < count; ++k) bits[k] |= more[k] << heads_[i].lane;
         }
@@ -362,7 +341,7 @@ private:
         (
             [&] {
                 if constexpr (is_staged<std::tuple_element_t<I, Mods>>) {
-                    for_heads([&](int, const head_part& h) {
+                    heads_.each([&](int, const head_part& h) {
                         arranged::stage(std::get<I>(mods_of_sequence), batch, h.head, tile_of(h, count), at + h.lane,
                                         static_cast<index>(lanes));
                     });
@@ -494,7 +473,7 @@ private:
                 s = p_.similarity(s, P::load(s_.query_square + lane), P(t_.key_square[row])) * P(static_cast<T>(p_.scale));
             if constexpr (mods > 0) {
                 const P query = P::load(s_.query_position + lane);
-                int h = part_of_vector_[lane / P::lanes];
+                int h = heads_.of_vector(lane / P::lanes);
                 const P raw = s;
                 do {
                     const position<P> where{batch, heads_[h].head, query, k, query - P(static_cast<T>(k))};
@@ -503,7 +482,7 @@ private:
                     std::apply([&](const auto&... mod) { ((changed = applied(mod, changed, where, staged)), ...); }, mods_of_sequence);
                     const index first = heads_[h].lane - lane;
                     s = Form == form::one_head || first <= 0 ? changed : select(P::mask_from_bits(~lane_bits(first)), changed, s);
-                } while (Form != form::one_head && !alike_ && ++h < parts_ && heads_[h].lane < lane + P::lanes);
+                } while (Form != form::one_head && !alike_ && ++h < heads_.size() && heads_[h].lane < lane + P::lanes);
             }
             x[j] = fma(s, unit, P::load(state_.start() + lane));
         }
@@ -580,7 +559,7 @@ private:
     few_type rows_;
     pair_products_of<Problem> pairs_;
     row_prefetch *next_keys_ = nullptr, *next_values_ = nullptr;
-    int count_ = 0, vectors_ = 0, parts_ = 0;
+    int count_ = 0, vectors_ = 0;
     bool few_ = false;       // both products have features in lanes
     bool paired_ = false;    // with queries in lanes, both products are of pairs of bfloat16
     bool grouped_ = false;   // the product with values has features in lanes, for groups of queries
@@ -589,11 +568,9 @@ private:
     bool fresh_ = false;     // O holds nothing yet
     bool finished_ = false;  // outputs are where they belong
     bool careful_ = false, assumed_ = false;
-    index least_head_ = 0, most_head_ = 0;
-    index to_row_ = 0;  // a position plus this is a row of the tensors
-    int part_of_vector_[shape::step];
+    index to_row_ = 0;        // a position plus this is a row of the tensors
     index positions_[lanes];  // of the queries, in key coordinates
-    head_part heads_[static_cast<std::size_t>(most_parts)];
+    head_lanes<lanes, P::lanes, most_parts> heads_;
     made_later<typename arranged::look_type> looks_[static_cast<std::size_t>(most_parts)];
 };
 

@@ -474,8 +474,10 @@ private:
     // `late` values, the next keys come during the latter.
     void ahead(const place& at, int count, int late, index key_steps, index value_steps, const tile_memory<Problem>& tile,
                row_prefetch& keys, row_prefetch& values) const {
-        by_list::lying(p_.k, at.rows, p_.key_head(at.head), tile.next_keys, count, tile.next_key_rows, tile.next_key_factor);
-        by_list::lying(p_.v, at.rows, p_.value_head(at.head), tile.next_keys, count, tile.next_value_rows, tile.next_value_factor);
+        by_list::lying(p_.k, at.rows.batch, p_.key_head(at.head), at.rows.key_begin, tile.next_keys, count, tile.next_key_rows,
+                       tile.next_key_factor);
+        by_list::lying(p_.v, at.rows.batch, p_.value_head(at.head), at.rows.key_begin, tile.next_keys, count, tile.next_value_rows,
+                       tile.next_value_factor);
         if (late > 0) {
             values = {tile.next_key_rows, count, p_.depth(), value_steps};
         } else {
@@ -494,13 +496,14 @@ private:
         if (at.queries == 0 || at.shared) return;
         const bool lying = reads_rows(p_.q);
         const auto lie = [&](index head, const index* queries, int i, int n) {
-            const index row = at.rows.query_begin + *queries;
-            if (lying) lying_rows(p_.q, at.rows.batch, head, row, n, tile.next_query_rows + i, static_cast<T*>(nullptr));
+            const index batch = at.rows.batch, first = at.rows.query_begin;
+            if (lying) by_list::lying(p_.q, batch, head, first, queries, n, tile.next_query_rows + i, static_cast<T*>(nullptr));
             if constexpr (!strip_type::narrow_out)
-                step_rows<T>(p_.out.data + p_.out.offset(at.rows.batch, head, row, index{0}), p_.out.stride(2), n, tile.next_out_rows + i);
+                number_rows<T>(p_.out.data + p_.out.offset(batch, head, first, index{0}), p_.out.stride(2), queries, n,
+                               tile.next_out_rows + i);
         };
         if (at.together == 1)
-            arranged::runs(tile.next_queries, at.queries, [&](int i, int n) { lie(at.head, tile.next_queries + i, i, n); });
+            lie(at.head, tile.next_queries, 0, at.queries);
         else
             for (int i = 0; i < at.queries; ++i) {
                 const index query = tile.next_queries[i] % at.rows.queries;
@@ -540,9 +543,9 @@ private:
                 std::copy(next, next + count, stored);
                 if constexpr (stored_rows_of<Source>::scaled) std::copy(next_factor, next_factor + count, factor);
             } else if (as_stored)
-                by_list::lying(source, at.rows, head, tile.keys, count, stored, factor);
+                by_list::lying(source, at.rows.batch, head, at.rows.key_begin, tile.keys, count, stored, factor);
             else
-                by_list::wide(source, at.rows, head, tile.keys, count, scratch, wide);
+                by_list::wide(source, at.rows.batch, head, at.rows.key_begin, tile.keys, count, scratch, wide);
             const int most = is_few(at) || strip_type::takes_tiles(p_) ? 16 : tile_shape<P>::most_rows;
             for (int i = count; i < (count + most - 1) / most * most; ++i) {
                 if (as_stored) {

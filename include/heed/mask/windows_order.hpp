@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <numeric>
 
 namespace heed::inline HEED_ISA {
 
@@ -28,6 +29,7 @@ public:
             together /= patch_[a];
             taken *= patch_[a];
             blocks_ *= patches_[a];
+            all_alike_ = all_alike_ && patch_[a] == 1 && axes_[a].shift == 0;
         }
         parts_ = (tokens + t.block - 1) / t.block;
         const index even = (tokens + parts_ - 1) / parts_;
@@ -59,6 +61,7 @@ public:
     }
     // The same number for blocks of windows that are shaped alike. Windows are, but where the shift cuts them: at the ends of an axis.
     index pattern_of(index i) const {
+        if (all_alike_ && parts_ == 1) return 0;
         index number = i % parts_;
         i /= parts_;
         for (std::size_t a = axes_.size(); a-- > 0; i /= patches_[a]) {
@@ -78,18 +81,22 @@ private:
     // The tokens of a window in the order of rows; `at` counts them from the part that is wanted.
     void write(const windows_axis::pieces* pieces, std::size_t a, index base, index& at, index* rows, int& n) const {
         for (const windows_axis::run& r : pieces[a].runs)
-            for (index x = r.begin; x < r.end; ++x)
-                if (a + 1 < axes_.size()) {
-                    write(pieces, a + 1, (base + x) * axes_[a + 1].length, at, rows, n);
-                } else if (const index number = at++; 0 <= number && number < part_) {
-                    rows[n++] = base + x;
-                }
+            if (a + 1 < axes_.size()) {
+                for (index x = r.begin; x < r.end; ++x) write(pieces, a + 1, (base + x) * axes_[a + 1].length, at, rows, n);
+            } else {
+                const index first = std::max<index>(0, -at), count = std::min(r.end - r.begin, part_ - at) - first;
+                at += r.end - r.begin;
+                if (count <= 0) continue;
+                std::iota(rows + n, rows + n + count, base + r.begin + first);
+                n += static_cast<int>(count);
+            }
     }
 
     std::array<windows_axis, static_cast<std::size_t>(N)> axes_;
     per_axis patch_{}, patches_{};  // windows of a block along each axis, and how many such blocks
     index blocks_ = 1, parts_ = 1, part_ = 0;
     int most_ = 0;
+    bool all_alike_ = true;
 };
 
 }  // namespace heed::inline HEED_ISA

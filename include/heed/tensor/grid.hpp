@@ -49,25 +49,7 @@ struct token_grid {
         return b;
     }
 
-    // f(number, point)
-    template <class Tokens, class F>
-    constexpr void each_point(const Tokens& tokens, index count, F&& f) const {
-        walk at{*this};
-        for (index i = 0; i < count; ++i) f(i, at.to(tokens[i]));
-    }
-    // f(number of the first one, count, point of the first one) for neighbours in one row of the last axis.
-    template <class Tokens, class F>
-    constexpr void each_row(const Tokens& tokens, index count, F&& f) const {
-        walk at{*this};
-        for (index i = 0, end = 0; i < count; i = end) {
-            const index token = tokens[i];
-            const point& p = at.to(token);
-            for (end = i + 1; end < count && end - i < lengths.back() - p.back() && tokens[end] == token + end - i;) ++end;
-            f(i, end - i, p);
-        }
-    }
-
-private:
+    // From token to token; in one row, or on to the next, without a division.
     struct walk {
         const token_grid& grid;
         point at{};
@@ -91,6 +73,24 @@ private:
             return at;
         }
     };
+
+    // f(number, point)
+    template <class Tokens, class F>
+    constexpr void each_point(const Tokens& tokens, index count, F&& f) const {
+        walk at{*this};
+        for (index i = 0; i < count; ++i) f(i, at.to(tokens[i]));
+    }
+    // f(number of the first one, count, point of the first one) for neighbours in one row of the last axis.
+    template <class Tokens, class F>
+    constexpr void each_row(const Tokens& tokens, index count, F&& f) const {
+        walk at{*this};
+        for (index i = 0, end = 0; i < count; i = end) {
+            const index token = tokens[i];
+            const point& p = at.to(token);
+            for (end = i + 1; end < count && end - i < lengths.back() - p.back() && tokens[end] == token + end - i;) ++end;
+            f(i, end - i, p);
+        }
+    }
 };
 
 // The tokens first, first + 1, ...

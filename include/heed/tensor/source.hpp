@@ -53,6 +53,12 @@ HEED_INLINE void step_rows(const T* at, index step, index count, const T** out) 
     for (; i < count; ++i, at += step) out[i] = at;
 }
 
+// out[i] = at + numbers[i] step.
+template <class T>
+HEED_INLINE void number_rows(const T* at, index step, const index* numbers, index count, const T** out) {
+    for (index i = 0; i < count; ++i) out[i] = at + numbers[i] * step;
+}
+
 // Rows of a strided view, read in place.
 template <class T>
 struct strided_rows {
@@ -69,8 +75,7 @@ struct strided_rows {
         step_rows(v.data + v.offset(batch, head, first, index{0}), v.stride(2), count, out);
     }
     HEED_NOINLINE void listed(index batch, index head, index first, const index* numbers, index count, const T** out) const {
-        const T* row = v.data + v.offset(batch, head, first, index{0});
-        for (index i = 0; i < count; ++i) out[i] = row + numbers[i] * v.stride(2);
+        number_rows(v.data + v.offset(batch, head, first, index{0}), v.stride(2), numbers, count, out);
     }
 };
 
