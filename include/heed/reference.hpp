@@ -51,6 +51,7 @@ public:
         for (index j = 0; j < rows.keys; ++j) {
             keys.push_back(read(p.k, p.key_head(head), rows.key_begin + j, p.depth()));
             values.push_back(read(p.v, p.value_head(head), rows.key_begin + j, p.width()));
+            key_squares_.push_back(inner(keys.back(), keys.back()));
         }
     }
 
@@ -58,6 +59,7 @@ public:
     double visit(index i) {
         at_query_ = i + shape_.offset();
         query = read(p_.q, head_, rows_.query_begin + i, p_.depth());
+        query_square_ = inner(query, query);
         weights.assign(keys.size(), -std::numeric_limits<double>::infinity());
         for (std::size_t j = 0; j < keys.size(); ++j)
             if (allows(j)) weights[j] = score(j);
@@ -90,7 +92,7 @@ public:
     };
     products back(std::size_t j, double g) const {
         using D = dual<double>;
-        const double dot = inner(query, keys[j]), qq = inner(query, query), kk = inner(keys[j], keys[j]);
+        const double dot = inner(query, keys[j]), qq = query_square_, kk = key_squares_[j];
         const double similar = p_.similarity(dot, qq, kk);
         mods_back<0>(similar * p_.scale, j, g);
         if constexpr (is_learned<typename Problem::scale_type>) destination::add(p_.scale_policy.into, head_, g * similar);
@@ -131,8 +133,7 @@ private:
         return {number_, head_, S(static_cast<double>(at_query_)), k, S(static_cast<double>(at_query_ - k))};
     }
     double score(std::size_t j) const {
-        const auto& key = keys[j];
-        double s = p_.similarity(inner(query, key), inner(query, query), inner(key, key)) * p_.scale;
+        double s = p_.similarity(inner(query, keys[j]), query_square_, key_squares_[j]) * p_.scale;
         std::apply([&](const auto&... mod) { ((s = mod(s, where<double>(j))), ...); }, mods_);
         return s;
     }
@@ -167,6 +168,8 @@ private:
                         std::declval<const typename Problem::mods_type&>())) mods_;
     decltype(ask::bind(std::declval<const typename Problem::weight_type&>(), extents{})) factor_;
     index at_query_ = 0;
+    std::vector<double> key_squares_;
+    double query_square_ = 0;
 };
 
 template <class Q, class K, class V, class Out, class... Policies>
@@ -182,9 +185,11 @@ void attention(const Q& q, const K& k, const V& v, const Out& out, const Policie
             for (index i = 0; i < rows.queries; ++i) {
                 const double lse = head.visit(i);
                 std::vector<double> sum(static_cast<std::size_t>(p.width()));
-                for (std::size_t j = 0; j < head.keys.size(); ++j)
-                    for (std::size_t d = 0; head.allows(j) && d < sum.size(); ++d)
-                        sum[d] += head.weights[j] * head.factor(j) * head.values[j][d];
+                for (std::size_t j = 0; j < head.keys.size(); ++j) {
+                    if (!head.allows(j)) continue;
+                    const double weight = head.weights[j] * head.factor(j);
+                    for (std::size_t d = 0; d < sum.size(); ++d) sum[d] += weight * head.values[j][d];
+                }
                 for (std::size_t d = 0; head.computes() && lse != -std::numeric_limits<double>::infinity() && d < sum.size(); ++d)
                     sum[d] *= head.output_factor();
                 for (index d = 0; d < p.width(); ++d)
@@ -229,11 +234,12 @@ void attention_backward(const Q& q, const K& k, const V& v, const result<Out>& f
                 double delta = p.d_lse.data == nullptr ? 0 : -static_cast<double>(p.d_lse(rows.batch, h, t));
                 for (std::size_t j = 0; j < d_weights.size(); ++j) {
                     if (!head.allows(j) || lse == -std::numeric_limits<double>::infinity()) continue;
-                    d_weights[j] = head.factor(j) * head.inner(d_row, head.values[j]);
+                    const double factor = head.factor(j), weight = head.weights[j] * factor * by;
+                    d_weights[j] = factor * head.inner(d_row, head.values[j]);
                     d_factor += head.weights[j] * d_weights[j];
                     d_weights[j] *= by;
                     delta += head.weights[j] * d_weights[j];
-                    for (std::size_t d = 0; d < width; ++d) d_values[j][d] += head.weights[j] * head.factor(j) * by * d_row[d];
+                    for (std::size_t d = 0; d < width; ++d) d_values[j][d] += weight * d_row[d];
                 }
                 if constexpr (is_learned<typename Problem::routes_type>)
                     if (by != 0) p.routes.collect(p.query_batch(rows), h, t, d_factor, p.routes.into);

@@ -38,18 +38,23 @@ S naive_attention(const Q& q, const K& k, const V& v, const Out& out, const Poli
         const heed::extents shape{sequences, p.whole.heads, p.whole.key_heads, rows.queries, rows.keys};
         const auto mask = heed::ask::bind(p.mask, shape);
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{heed::ask::bind(m, shape)...}; }, p.mods);
-        std::vector<S> weights(static_cast<std::size_t>(rows.keys)), sum(static_cast<std::size_t>(p.width()));
+        std::vector<S> weights(static_cast<std::size_t>(rows.keys)), key_squares(weights.size()), sum(static_cast<std::size_t>(p.width()));
         for (index h = 0; h < p.whole.heads; ++h) {
+            for (index j = 0; j < rows.keys; ++j) {
+                const T* key = row(p.k, rows.batch, h / p.group(), rows.key_begin + j);
+                key_squares[static_cast<std::size_t>(j)] = dot(key, key);
+            }
             for (index i = 0; i < rows.queries; ++i) {
                 const index at_query = i + shape.offset();
                 const T* query = row(p.q, rows.batch, h, rows.query_begin + i);
+                const S query_square = dot(query, query);
                 S top = p.accumulator.sinks.empty() ? none : static_cast<S>(p.accumulator.sinks[static_cast<std::size_t>(h)]);
                 const S sink = top;
                 for (index j = 0; j < rows.keys; ++j) {
                     S& score = weights[static_cast<std::size_t>(j)] = none;
                     if (!mask.allows(s, h, at_query, j)) continue;
                     const T* key = row(p.k, rows.batch, h / p.group(), rows.key_begin + j);
-                    score = p.similarity(dot(query, key), dot(query, query), dot(key, key)) * static_cast<S>(p.scale);
+                    score = p.similarity(dot(query, key), query_square, key_squares[static_cast<std::size_t>(j)]) * static_cast<S>(p.scale);
                     largest = std::max(largest, std::abs(score));
                     const heed::position<S> at{s, h, static_cast<S>(at_query), j, static_cast<S>(at_query - j)};
                     std::apply([&](const auto&... mod) { ((score = mod(score, at)), ...); }, mods);

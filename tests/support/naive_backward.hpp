@@ -78,7 +78,12 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
         const auto mods = std::apply([&](const auto&... m) { return std::tuple{heed::ask::bind(m, shape)...}; }, p.mods);
         const auto count = static_cast<std::size_t>(rows.keys);
         std::vector<S> weights(count), d_weights(count), weight_masses(count), out(static_cast<std::size_t>(width));
-        for (index h = 0; h < p.whole.heads; ++h)
+        std::vector<S> key_squares(count);
+        for (index h = 0; h < p.whole.heads; ++h) {
+            for (std::size_t j = 0; j < count; ++j) {
+                const T* key = &k(rows.batch, h / p.group(), rows.key_begin + static_cast<index>(j), 0);
+                key_squares[j] = dot(key, key, depth);
+            }
             for (index i = 0; i < rows.queries; ++i) {
                 const index at_query = i + shape.offset(), key_head = h / p.group(), t = rows.query_begin + i;
                 const T *query = &q(rows.batch, h, t, 0), *d_row = &d_out(rows.batch, h, t, 0);
@@ -88,13 +93,13 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                     const auto apart = static_cast<S>(at_query - static_cast<index>(j));
                     return heed::position<N>{s, h, N(static_cast<S>(at_query)), static_cast<index>(j), N(apart)};
                 };
+                const S query_square = dot(query, query, depth);
                 const S sink = p.accumulator.sinks.empty() ? none : static_cast<S>(p.accumulator.sinks[static_cast<std::size_t>(h)]);
                 S top = sink;
                 for (std::size_t j = 0; j < count; ++j) {
                     S& score = weights[j] = none;
                     if (!mask.allows(s, h, at_query, static_cast<index>(j))) continue;
-                    score = p.similarity(dot(query, key(j), depth), dot(query, query, depth), dot(key(j), key(j), depth)) *
-                            static_cast<S>(p.scale);
+                    score = p.similarity(dot(query, key(j), depth), query_square, key_squares[j]) * static_cast<S>(p.scale);
                     r.scores = std::max(r.scores, static_cast<double>(std::abs(score)));
                     std::apply([&](const auto&... mod) { ((score = mod(score, at(j, S{}))), ...); }, mods);
                     top = std::max(top, score);
@@ -158,7 +163,7 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                             policy.into->add({s, h, policy.into->shape[2] == 1 ? 0 : i, policy.into->shape[3] == 1 ? 0 : key_row},
                                              g * slope, mass * std::abs(slope));
                     };
-                    const S product = dot(query, key(j), depth), qq = dot(query, query, depth), kk = dot(key(j), key(j), depth);
+                    const S product = dot(query, key(j), depth), qq = query_square, kk = key_squares[j];
                     const S similar = p.similarity(product, qq, kk);
                     const auto back = [&]<std::size_t I>(auto&& self, S score, std::integral_constant<std::size_t, I>) -> void {
                         if constexpr (I < std::tuple_size_v<std::remove_cvref_t<decltype(mods)>>) {
@@ -194,6 +199,7 @@ naive_gradients<S> naive_attention_backward(const heed::view<const T, 4>& q, con
                     }
                 }
             }
+        }
     }
     return r;
 }
