@@ -250,27 +250,31 @@ private:
     void apply(index b, index c, const weight_rows& a) const {
         const T *x = x_.data + x_.offset(b, c, 0), own = a.channels[c], more = gate_.residual ? T{1} : T{0};
         T *y = y_.data + y_.offset(b, c, 0), *second = gate_.fusion == fusion::concat ? y + channels_ * y_.stride(1) : nullptr;
-        const auto factor = [&]<class V>(const V& s) {
-            return gate_.fusion == fusion::sum       ? V(own) + s + V(more)
-                   : gate_.fusion == fusion::product ? fused(V(own), s, V(more))
-                                                     : V(own + more);
+        const auto step = [&](const P& v, const P& s, T* to, T* to_second) {
+            const P factor = gate_.fusion == fusion::sum       ? P(own) + s + P(more)
+                             : gate_.fusion == fusion::product ? fma(P(own), s, P(more))
+                                                               : P(own + more);
+            (v * factor).store(to);
+            if (second != nullptr) (v * (s + P(more))).store(to_second);
         };
         index t = 0;
         if (x_.stride(2) == 1 && y_.stride(2) == 1)
-            for (; t + P::lanes <= times_; t += P::lanes) {
-                const P v = P::load(x + t), s = P::load(a.times + t);
-                (v * factor(s)).store(y + t);
-                if (second != nullptr) (v * (s + P(more))).store(second + t);
+            for (; t + P::lanes <= times_; t += P::lanes)
+                step(P::load(x + t), P::load(a.times + t), y + t, second == nullptr ? nullptr : second + t);
+        // Packs here too: compilers contract scalars where they do not contract packs, and bits would tell strides.
+        for (; t < times_; t += P::lanes) {
+            T v[P::lanes] = {}, s[P::lanes] = {}, to[P::lanes], to_second[P::lanes];
+            const index n = std::min<index>(P::lanes, times_ - t);
+            for (index i = 0; i < n; ++i) {
+                v[i] = x[(t + i) * x_.stride(2)];
+                s[i] = a.times[t + i];
             }
-        for (; t < times_; ++t) {
-            const T v = x[t * x_.stride(2)], s = a.times[t];
-            y[t * y_.stride(2)] = v * factor(s);
-            if (second != nullptr) second[t * y_.stride(2)] = v * (s + more);
+            step(P::load(v), P::load(s), to, to_second);
+            for (index i = 0; i < n; ++i) {
+                y[(t + i) * y_.stride(2)] = to[i];
+                if (second != nullptr) second[(t + i) * y_.stride(2)] = to_second[i];
+            }
         }
-    }
-    template <class V>
-    static V fused(const V& a, const V& s, const V& more) {
-        return a * s + more;
     }
 
     void channel_gradient(index b, index c, const weight_rows& a, const entry& e, double* slopes) const {
