@@ -35,10 +35,10 @@ public:
                     parts_[size_++] = {of_head, i, 1};
             }
         }
-        least_ = most_ = head;
-        for (int i = 0; i < size_; ++i) {
-            least_ = i == 0 ? parts_[i].head : std::min(least_, parts_[i].head);
-            most_ = i == 0 ? parts_[i].head : std::max(most_, parts_[i].head);
+        least_ = most_ = parts_[0].head;
+        for (int i = 1; i < size_; ++i) {
+            least_ = std::min(least_, parts_[i].head);
+            most_ = std::max(most_, parts_[i].head);
         }
         for (int v = 0, h = 0; v * Vector < count; ++v) {
             while (parts_[h].lane + parts_[h].count <= v * Vector) ++h;
